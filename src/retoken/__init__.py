@@ -1,0 +1,1 @@
+"""Token-indexed parameters for language models: ReToken (JTok) and MoRT (JTok-M)."""
