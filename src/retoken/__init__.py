@@ -1,1 +1,33 @@
 """Token-indexed parameters for language models: ReToken (JTok) and MoRT (JTok-M)."""
+
+from retoken.attach import (
+    Family,
+    attach,
+    balance_loss,
+    batch_load,
+    detach,
+    modulators,
+    param_groups,
+    register_family,
+    router_loads,
+)
+from retoken.attach.checkpoint import register_known_families
+from retoken.config import MoRTConfig, ReTokenConfig, config_from_dict
+
+__version__ = "0.1.0"
+__all__ = [
+    "Family",
+    "MoRTConfig",
+    "ReTokenConfig",
+    "attach",
+    "balance_loss",
+    "batch_load",
+    "config_from_dict",
+    "detach",
+    "modulators",
+    "param_groups",
+    "register_family",
+    "router_loads",
+]
+
+register_known_families()

@@ -1,0 +1,19 @@
+"""Putting modulators on a Hugging Face causal language model, and taking them off again."""
+
+from retoken.attach.api import attach, balance_loss, batch_load, detach, modulators, router_loads
+from retoken.attach.checkpoint import register_family
+from retoken.attach.families import FAMILIES, Family
+from retoken.attach.groups import param_groups
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "attach",
+    "balance_loss",
+    "batch_load",
+    "detach",
+    "modulators",
+    "param_groups",
+    "register_family",
+    "router_loads",
+]

@@ -1,0 +1,172 @@
+"""attach, detach, and what can be asked of an attached model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from retoken.attach.checkpoint import FIELD, attached_config_class, attached_model_class, renamings
+from retoken.attach.families import Anatomy, Family, dissect, family_of
+from retoken.attach.wrap import StartForward, modulated_layer_class, plan_hooks
+from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.errors import AttachError
+from retoken.nn import Modulator, ModulatorStack
+from retoken.nn.stack import build_modulator
+from retoken.ops import RouterLoad
+
+_HANDLES = "_retoken_handles"
+
+
+def attach(
+    model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, family: Family | None = None
+) -> PreTrainedModel:
+    """Put token-indexed parameters on a causal language model, in place; `detach` undoes it.
+
+    Args:
+        model: a Hugging Face causal language model, random or pretrained, not wrapped by anything yet.
+        config: which modulator, and its options.
+        family: where this backbone keeps its layers and MLPs; None: by its `model_type`.
+
+    Returns:
+        The same object, with the modulators under `model.retoken`.
+
+    Raises:
+        AttachError: the model is wrapped, attached already, or of an unknown family; or a part is missing.
+        ConfigError: the configuration does not fit the model's depth.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise AttachError(
+            f"attach takes a transformers PreTrainedModel, found {type(model).__name__}; "
+            "attach before wrapping it (DDP, FSDP, PEFT, torch.compile)"
+        )
+    if hasattr(model, "retoken"):
+        raise AttachError(f"{type(model).__name__} already carries token-indexed parameters; detach it first")
+    family = family or family_of(model)
+    anatomy = dissect(model, family)
+    config.table_layers(len(anatomy.layers))
+    model_class = attached_model_class(type(model))
+    _set_config(model, {"modulator": config.to_dict(), "family": family.to_dict()})
+    model.__class__ = model_class
+    if getattr(model, "_weight_conversions", None) is not None:
+        model._weight_conversions = [*model._weight_conversions, *renamings()]
+    install(model, config, family)
+    return model
+
+
+def _set_config(model: PreTrainedModel, written: dict[str, Any]) -> None:
+    """Give the model a config of its own: the caller may have built another model from the one it came with."""
+    old, new = model.config, copy.deepcopy(model.config)
+    new.__class__ = attached_config_class(type(old))
+    setattr(new, FIELD, written)
+    _replace_config(model, old, new)
+
+
+def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
+    for module in model.modules():
+        if getattr(module, "config", None) is old:
+            module.config = new
+
+
+def install(model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, family: Family) -> None:
+    """Build the modulators and hook them up, on a model that is of its attached class."""
+    anatomy = dissect(model, family)
+    layers = config.table_layers(len(anatomy.layers))
+    model.retoken = ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i) for i in layers})
+    sites, hooks = plan_hooks(model, config, anatomy)
+    for layer, site in zip(anatomy.layers, sites, strict=True):
+        layer.__class__ = modulated_layer_class(type(layer))
+        layer.retoken_site = site  # pyright: ignore
+    start = StartForward(model, anatomy.base)
+    handles = [anatomy.base.register_forward_pre_hook(start, with_kwargs=True)]
+    for hook in hooks:
+        if hook.before:
+            handles.append(hook.module.register_forward_pre_hook(hook.act, with_kwargs=True))
+        else:
+            handles.append(hook.module.register_forward_hook(hook.act))
+    setattr(model, _HANDLES, handles)
+
+
+def _modulator_for(
+    model: PreTrainedModel, anatomy: Anatomy, config: ReTokenConfig | MoRTConfig, layer: int
+) -> Modulator:
+    device = next(anatomy.layers[layer].parameters()).device
+    width, depth = anatomy.hidden_size, len(anatomy.layers)
+    module = build_modulator(config, anatomy.vocab_size, width, depth, device, model.dtype)
+    return module.train(model.training)
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """The backbone as it was before `attach`, its parameters untouched; the tables are dropped.
+
+    Raises:
+        AttachError: nothing is attached.
+    """
+    stack_of(model)
+    for handle in getattr(model, _HANDLES):
+        handle.remove()
+    written = getattr(model.config, FIELD)
+    for layer in dissect(model, Family(**written["family"])).layers:
+        layer.__class__ = type(layer).__mro__[2]
+        del layer.retoken_site
+    delattr(model, _HANDLES)
+    del model.retoken
+    model.__class__ = type(model).__mro__[2]
+    _drop_config(model)
+    return model
+
+
+def _drop_config(model: PreTrainedModel) -> None:
+    config = model.config
+    config.__class__ = type(config).__mro__[1]
+    delattr(config, FIELD)
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        ours = {str(r.source_patterns) for r in renamings()}
+        model._weight_conversions = [c for c in conversions if str(c.source_patterns) not in ours]
+
+
+def stack_of(model: nn.Module) -> ModulatorStack:
+    """The modulators of a model, also when something is wrapped around it.
+
+    Raises:
+        AttachError: nothing is attached.
+    """
+    for module in model.modules():
+        if hasattr(module, "retoken"):
+            return module.retoken  # pyright: ignore
+    raise AttachError(f"{type(model).__name__} carries no token-indexed parameters; retoken.attach puts them on")
+
+
+def modulators(model: nn.Module) -> dict[int, Modulator]:
+    """{layer index: its modulator}: `.scale` [D], `.table`, `.lookup(ids)`; with MoRT `.router.weight` [E, D]."""
+    return {int(layer): module for layer, module in stack_of(model).layers.items()}  # pyright: ignore
+
+
+def balance_loss(model: nn.Module) -> Tensor:
+    """lambda times Eq. 21 of the last forward pass, averaged over layers; a float32 scalar, 0 for ReToken."""
+    return stack_of(model).balance_loss()
+
+
+def router_loads(model: nn.Module) -> dict[int, RouterLoad]:
+    """{layer: sums of Eq. 21} of the last forward pass; they add over micro-batches and ranks."""
+    return stack_of(model).load_of_last_forward()
+
+
+@contextmanager
+def batch_load(model: nn.Module, total: dict[int, RouterLoad]) -> Iterator[None]:
+    """Within, `balance_loss` is this forward pass's part of a whole batch whose summed loads are `total`.
+
+    The parts, and their gradients, add up to the whole batch's balance loss whatever the split (Eq. 21).
+    """
+    stack = stack_of(model)
+    stack.batch_load = {i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in total.items()}
+    try:
+        yield
+    finally:
+        stack.batch_load = None

@@ -1,0 +1,136 @@
+"""Saving and loading through transformers: a model class and a config class for each attached backbone.
+
+An attached `LlamaForCausalLM` becomes an instance of `ReTokenLlamaForCausalLM`, with `model_type` "retoken_llama":
+a program that does not know retoken refuses such a checkpoint instead of serving the backbone without its tables.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.core_model_loading import WeightRenaming
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from retoken.attach.families import FAMILIES, Family
+from retoken.config import config_from_dict
+from retoken.errors import CheckpointError
+from retoken.nn import Modulator, TokenTable
+from retoken.nn.mort import Router
+
+PREFIX = "retoken_"
+FIELD = "retoken"
+
+
+def renamings() -> list[WeightRenaming]:
+    """Checkpoint key -> parameter name: `….table` and `….router` are modules here, and single tensors on disk."""
+    return [
+        WeightRenaming(rf"^retoken\.layers\.(\d+)\.{name}(?!.)", rf"retoken.layers.\1.{name}.weight")
+        for name in ("table", "router")
+    ]
+
+
+class AttachedModel:
+    """Mixed in before a backbone's own class: what an attached model does differently from its backbone."""
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # pyright: ignore
+        from retoken.attach.api import install
+
+        written = getattr(config, FIELD)
+        install(self, config_from_dict(written["modulator"]), Family(**written["family"]))  # pyright: ignore
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's forward pass; with labels, the balance loss is added to the loss (Eq. 21)."""
+        outputs = super().forward(*args, **kwargs)  # pyright: ignore
+        if kwargs.get("labels") is None or not self.retoken.adds_loss:  # pyright: ignore
+            return outputs
+        balance = self.retoken.balance_loss() * _share_of_batch(kwargs)  # pyright: ignore
+        if isinstance(outputs, tuple):
+            return (outputs[0] + balance.to(outputs[0]), *outputs[1:])
+        outputs.loss = outputs.loss + balance.to(outputs.loss)
+        return outputs
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's resize; the tables follow, and new tokens' rows modulate nothing."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)  # pyright: ignore
+        self.retoken.resize(embeddings.weight.shape[0])  # pyright: ignore
+        return embeddings
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Modulator | TokenTable | Router):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)  # pyright: ignore
+
+
+def _share_of_batch(kwargs: dict[str, Any]) -> Any:
+    """This micro-batch's part of an accumulated batch, when the caller says how many labels the whole has."""
+    whole = kwargs.get("num_items_in_batch")
+    if whole is None:
+        return 1.0
+    return (kwargs["labels"][..., 1:] != -100).sum() / whole
+
+
+@functools.cache
+def attached_config_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """`LlamaConfig` -> `ReTokenLlamaConfig`, whose field `retoken` carries the modulator's configuration."""
+    body = {"model_type": PREFIX + config_class.model_type, "__module__": __name__}
+    return type(f"ReToken{config_class.__name__}", (config_class,), body)
+
+
+@functools.cache
+def attached_model_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """`LlamaForCausalLM` -> `ReTokenLlamaForCausalLM`, known to transformers' loading and key renaming."""
+    config_class = attached_config_class(model_class.config_class)
+    forward = functools.wraps(model_class.forward)(
+        lambda self, *args, **kwargs: AttachedModel.forward(self, *args, **kwargs)
+    )
+    body = {"config_class": config_class, "__module__": __name__, "forward": forward}
+    name = f"ReToken{model_class.__name__}"
+    cls: Any = type(name, (AttachedModel, model_class), body)
+    backbone = get_checkpoint_conversion_mapping(model_class.__name__)
+    if backbone is None:
+        backbone = get_checkpoint_conversion_mapping(model_class.config_class.model_type)
+    register_checkpoint_conversion_mapping(name, [*(backbone or []), *renamings()], overwrite=True)
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForCausalLM.register(config_class, cls, exist_ok=True)
+    return cls
+
+
+def _resolve(model_type: str) -> type[PreTrainedConfig]:
+    """The real config class of a backbone type, its model class registered on the way."""
+    config_class = CONFIG_MAPPING[model_type]
+    attached_model_class(AutoModelForCausalLM._model_mapping[config_class])
+    return attached_config_class(config_class)
+
+
+@functools.cache
+def _gateway(model_type: str) -> type[PreTrainedConfig]:
+    """What AutoConfig finds for "retoken_…" before that backbone's modules have been imported."""
+
+    def from_dict(cls: Any, values: dict[str, Any], **kwargs: Any) -> Any:
+        written = values.get(FIELD)
+        if not isinstance(written, dict) or not {"modulator", "family"} <= set(written):
+            raise CheckpointError(f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote")
+        return _resolve(model_type).from_dict(values, **kwargs)
+
+    body = {"model_type": PREFIX + model_type, "from_dict": classmethod(from_dict), "__module__": __name__}
+    return type(f"ReTokenGateway_{model_type}", (PreTrainedConfig,), body)
+
+
+def register_family(model_type: str) -> None:
+    """Let `from_pretrained` load attached checkpoints of this backbone type; done for every known family."""
+    AutoConfig.register(PREFIX + model_type, _gateway(model_type), exist_ok=True)
+
+
+def register_known_families() -> None:
+    """What `import retoken` does, without importing any backbone."""
+    for model_type in FAMILIES:
+        register_family(model_type)

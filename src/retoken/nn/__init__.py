@@ -1,0 +1,10 @@
+"""The two modulators as modules, and the table they ask for rows."""
+
+from retoken.nn.context import ForwardContext
+from retoken.nn.modulator import Modulator
+from retoken.nn.mort import MoRT
+from retoken.nn.retoken import ReToken
+from retoken.nn.stack import ModulatorStack
+from retoken.nn.table import TokenTable
+
+__all__ = ["ForwardContext", "MoRT", "Modulator", "ModulatorStack", "ReToken", "TokenTable"]

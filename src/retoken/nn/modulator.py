@@ -1,0 +1,34 @@
+"""What ReToken and MoRT share: a table and a scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retoken.config import ReTokenConfig, MoRTConfig
+from retoken.nn.table import TokenTable
+
+
+class Modulator(nn.Module):
+    """One layer's token-indexed parameters: `table`, and the learned `scale` [D] (s of Eq. 1 and 5)."""
+
+    def __init__(
+        self,
+        config: ReTokenConfig | MoRTConfig,
+        shape: tuple[int, ...],
+        device: torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.eps, self.init_scale = config.eps, config.init_scale
+        self.table = TokenTable(shape, config.init_std, device, dtype)
+        self.scale = nn.Parameter(torch.empty(shape[-1], device=device, dtype=dtype))
+        nn.init.constant_(self.scale, self.init_scale)
+
+    def reset_parameters(self) -> None:
+        """Start values of what this module owns itself; the table and the router reset their own."""
+        nn.init.constant_(self.scale, self.init_scale)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """The rows of token ids [...]: [..., D] (ReToken) or [..., E, D] (MoRT)."""
+        return self.table.lookup(ids)

@@ -1,0 +1,56 @@
+"""MoRT (JTok-M): a routed mixture of a token's rows, added to the residual stream (Eq. 3-6)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from retoken.config import MoRTConfig
+from retoken.nn.modulator import Modulator
+from retoken.ops import Routing, mixed_residual, route
+from retoken.ops.norm import norm_gain
+
+
+class Router(nn.Module):
+    """R of Eq. 3: `weight` [E, D], its transpose."""
+
+    def __init__(
+        self, num_modulators: int, hidden_size: int, device: torch.device | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_modulators, hidden_size, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02), small enough that every modulator starts with a like weight."""
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, hidden: Tensor, top_k: int) -> Routing:
+        """The choice for hidden states [..., D] (Eq. 3)."""
+        return route(hidden, self.weight, top_k)
+
+
+class MoRT(Modulator):
+    """r = 1 / sqrt(2 N_l) * s * Norm(sum of w_i E_i[x] over the K best i) (Eq. 3-5). Table [V, E, D]."""
+
+    def __init__(
+        self,
+        config: MoRTConfig,
+        vocab_size: int,
+        hidden_size: int,
+        num_layers: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(config, (vocab_size, config.num_modulators, hidden_size), device, dtype)
+        self.top_k = config.top_k
+        self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
+        self.router = Router(config.num_modulators, hidden_size, device, dtype)
+
+    def forward(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Routing]:
+        """The residual [B, S, D], float32, and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
+        routing = self.router(hidden, self.top_k)
+        rows = self.table.lookup(ids, routing.chosen_TK).to(hidden.device)
+        return mixed_residual(rows, routing.weights_TK, self.scale, self.gain, self.eps), routing

@@ -1,0 +1,31 @@
+"""ReToken (JTok): a gate on the MLP increment (Eq. 1-2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retoken.config import ReTokenConfig
+from retoken.nn.modulator import Modulator
+from retoken.ops import gate
+from retoken.ops.norm import norm_gain
+
+
+class ReToken(Modulator):
+    """m -> m * (1 + s * Norm(E[x])) (Eq. 1-2). Table [V, D]."""
+
+    def __init__(
+        self,
+        config: ReTokenConfig,
+        vocab_size: int,
+        hidden_size: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(config, (vocab_size, hidden_size), device, dtype)
+        self.gain = norm_gain(config.norm, hidden_size)
+
+    def forward(self, increment: Tensor, ids: Tensor) -> Tensor:
+        """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
+        rows = self.table.lookup(ids).to(increment.device)
+        return gate(increment, rows, self.scale, self.gain, self.eps)

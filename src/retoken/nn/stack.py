@@ -1,0 +1,79 @@
+"""All modulators of one model, and what the last forward pass said about their load."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.errors import AttachError
+from retoken.nn.context import ForwardContext
+from retoken.nn.modulator import Modulator
+from retoken.nn.mort import MoRT
+from retoken.nn.retoken import ReToken
+from retoken.ops import RouterLoad, balance_loss, router_load
+
+
+def build_modulator(
+    config: ReTokenConfig | MoRTConfig,
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> Modulator:
+    """The module one layer carries."""
+    if isinstance(config, MoRTConfig):
+        return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype)
+    return ReToken(config, vocab_size, hidden_size, device, dtype)
+
+
+class ModulatorStack(nn.Module):
+    """`layers`: {str(layer): modulator}; its parameters' names are the checkpoint's."""
+
+    def __init__(self, config: ReTokenConfig | MoRTConfig, modulators: dict[int, Modulator]) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleDict({str(layer): module for layer, module in modulators.items()})
+        self.last: ForwardContext | None = None
+        self.batch_load: dict[int, RouterLoad] | None = None
+
+    @property
+    def adds_loss(self) -> bool:
+        """Whether there is a balance loss to add."""
+        return isinstance(self.config, MoRTConfig) and self.config.balance_coef > 0
+
+    def load_of_last_forward(self) -> dict[int, RouterLoad]:
+        """{layer: P_i, n_i, T} of the last forward pass (Eq. 21); empty for ReToken.
+
+        Raises:
+            AttachError: no forward pass has run yet.
+        """
+        if self.last is None:
+            raise AttachError("the balance loss is of the last forward pass, and none has run yet")
+        mask = self.last.mask
+        return {i: router_load(r.logits_TE, r.chosen_TK, mask) for i, r in self.last.routings.items()}
+
+    def balance_loss(self) -> Tensor:
+        """Eq. 21 with lambda, averaged over layers (App. E); a float32 scalar, 0 for ReToken."""
+        loads = self.load_of_last_forward()
+        if not isinstance(self.config, MoRTConfig) or not loads:
+            return torch.zeros(())
+        self._check_gradient_path(loads)
+        top_k, whole = self.config.top_k, self.batch_load
+        losses = [balance_loss(load, top_k, whole[i] if whole else None) for i, load in loads.items()]
+        return self.config.balance_coef * torch.stack([x.to(losses[0].device) for x in losses]).mean()
+
+    def _check_gradient_path(self, loads: dict[int, RouterLoad]) -> None:
+        trains = self.training and torch.is_grad_enabled()
+        wants = [self.layers[str(i)].router.weight.requires_grad for i in loads]  # pyright: ignore
+        if trains and any(w and not x.probability_E.requires_grad for w, x in zip(wants, loads.values(), strict=True)):
+            raise AttachError(
+                "the router's balance loss has no gradient path: activation checkpointing runs with "
+                "use_reentrant=True; MoRT needs gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+
+    def resize(self, vocab_size: int) -> None:
+        """Give every table `vocab_size` tokens; new rows are neutral."""
+        for module in self.layers.values():
+            module.table.resize(vocab_size)  # pyright: ignore

@@ -1,0 +1,54 @@
+"""The seam: whoever needs rows asks a table, and never learns where they live."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TokenTable(nn.Module):
+    """E^l: the rows of every token id in one layer, resident on one device.
+
+    `weight` is [V, D] with one row a token, [V, E, D] with E of them, contiguous per token.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], init_std: float, device: torch.device | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.init_std = init_std
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Rows from N(0, init_std)."""
+        nn.init.normal_(self.weight, std=self.init_std)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of token ids that have rows."""
+        return self.weight.shape[0]
+
+    def lookup(self, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Rows of `ids` [...]: [..., D] or, all E of them, [..., E, D]; of `chosen` [..., K]: [..., K, D]."""
+        ids = ids.to(self.weight.device)
+        if chosen is None:
+            return F.embedding(ids, self.weight) if self.weight.dim() == 2 else self.weight[ids]
+        vocab_size, per_token, width = self.weight.shape
+        rows = self.weight.view(vocab_size * per_token, width)
+        return F.embedding(ids.unsqueeze(-1) * per_token + chosen, rows)
+
+    @torch.no_grad()
+    def resize(self, vocab_size: int) -> None:
+        """Keep the first `vocab_size` tokens' rows; new tokens get zero rows, which modulate nothing."""
+        old = self.weight
+        new = old.new_zeros((vocab_size, *old.shape[1:]))
+        kept = min(vocab_size, old.shape[0])
+        new[:kept] = old[:kept]
+        self.weight = nn.Parameter(new, requires_grad=old.requires_grad)
+
+    def extra_repr(self) -> str:
+        """Shape and type, for print(model)."""
+        return f"{tuple(self.weight.shape)}, {self.weight.dtype}"

@@ -1,0 +1,19 @@
+"""Pure functions: `naive` is the paper to the letter, the others compute the same faster."""
+
+from retoken.ops.balance import RouterLoad, balance_loss, router_load
+from retoken.ops.gate import gate
+from retoken.ops.mix import mixed_residual
+from retoken.ops.norm import normalize
+from retoken.ops.route import Routing, block_input_norm, route
+
+__all__ = [
+    "RouterLoad",
+    "Routing",
+    "balance_loss",
+    "block_input_norm",
+    "gate",
+    "mixed_residual",
+    "normalize",
+    "route",
+    "router_load",
+]
