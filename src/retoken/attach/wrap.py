@@ -20,6 +20,7 @@ from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import ForwardContext, Modulator
 from retoken.ops import block_input_norm
+from retoken.ops.precision import widen
 
 KEYWORD = "retoken_context"
 
@@ -91,7 +92,7 @@ class AddResidual(SiteHook):
         increment = output[0] if isinstance(output, tuple) else output
         residual = self.site.pass_under_way().residuals[self.layer].to(increment.device)
         self._check_gradient_path(residual)
-        return _with_first(output, (increment.float() + residual).to(increment.dtype))
+        return _with_first(output, (widen(increment) + residual).to(increment.dtype))
 
     def _check_gradient_path(self, residual: Tensor) -> None:
         scale = self.site.modulator(self.layer).scale

@@ -2,7 +2,7 @@
 
 from retoken.ops.balance import RouterLoad, balance_loss, router_load
 from retoken.ops.gate import gate
-from retoken.ops.mix import mixed_residual
+from retoken.ops.mix import mix_rows, residual
 from retoken.ops.norm import normalize
 from retoken.ops.route import Routing, block_input_norm, route
 
@@ -12,8 +12,9 @@ __all__ = [
     "balance_loss",
     "block_input_norm",
     "gate",
-    "mixed_residual",
+    "mix_rows",
     "normalize",
+    "residual",
     "route",
     "router_load",
 ]

@@ -14,7 +14,7 @@ class RouterLoad(NamedTuple):
     probability_E: Tensor
     """P_i, the summed routing probability; differentiable."""
     count_E: Tensor
-    """n_i, how many tokens chose modulator i; float32, not differentiable."""
+    """n_i, how many tokens chose modulator i; in the logits' type, not differentiable."""
     tokens: Tensor
     """T, a scalar."""
 
@@ -27,7 +27,7 @@ def router_load(logits_TE: Tensor, chosen_TK: Tensor, mask_T: Tensor | None = No
     probability_TE = sigma_TE / sigma_TE.sum(-1, keepdim=True)
     selected_TE = torch.zeros_like(logits_TE).scatter(-1, chosen_TK, 1.0).detach()
     if mask_T is None:
-        tokens = torch.full((), logits_TE.shape[0], dtype=torch.float32, device=logits_TE.device)
+        tokens = logits_TE.new_full((), logits_TE.shape[0])
         return RouterLoad(probability_TE.sum(0), selected_TE.sum(0), tokens)
     keep_T1 = mask_T.reshape(-1, 1).to(logits_TE)
     assert keep_T1.shape[0] == logits_TE.shape[0], (keep_T1.shape, logits_TE.shape, num_modulators)

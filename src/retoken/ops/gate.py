@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from retoken.ops.norm import normalize
+from retoken.ops.precision import widen
 
 
 def gate(increment_TD: Tensor, rows_TD: Tensor, scale_D: Tensor, gain: float, eps: float) -> Tensor:
@@ -15,5 +16,5 @@ def gate(increment_TD: Tensor, rows_TD: Tensor, scale_D: Tensor, gain: float, ep
         rows_TD: [..., D], the tokens' rows; scale_D: [D].
         gain, eps: of Norm, see `normalize`.
     """
-    modulation_TD = scale_D.float() * normalize(rows_TD, gain, eps)
-    return (increment_TD.float() * (1 + modulation_TD)).to(increment_TD.dtype)
+    modulation_TD = widen(scale_D) * normalize(rows_TD, gain, eps)
+    return (widen(increment_TD) * (1 + modulation_TD)).to(increment_TD.dtype)

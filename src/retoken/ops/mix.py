@@ -1,20 +1,30 @@
-"""MoRT's residual from the chosen rows (Eq. 4-5)."""
+"""MoRT's mixture of chosen rows, and the residual made of it (Eq. 4-5)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from retoken.ops.norm import normalize
 
 
-def mixed_residual(rows_TKD: Tensor, weights_TK: Tensor, scale_D: Tensor, gain: float, eps: float) -> Tensor:
-    """scale * Norm(sum_k weights_k rows_k), [..., D] float32 (Eq. 4-5).
+def mix_rows(table_RD: Tensor, index_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    """sum_k weights_k table[index_k], [..., D] float32 (Eq. 4).
 
     Args:
-        rows_TKD: [..., K, D], the chosen rows; weights_TK: [..., K]; scale_D: [D].
-        gain: of Norm, times 1 / sqrt(2 N_l).
+        table_RD: [R, D], the rows of all tokens and modulators one after the other.
+        index_TK: [..., K], rows of it; weights_TK: [..., K], float32.
     """
-    with torch.autocast(rows_TKD.device.type, enabled=False):
-        mixed_TD = (weights_TK.unsqueeze(-2) @ rows_TKD.float()).squeeze(-2)
+    if table_RD.dtype == torch.float32:
+        # One pass over the rows: the [T, K, D] intermediate never exists.
+        flat = F.embedding_bag(
+            index_TK.flatten(0, -2), table_RD, per_sample_weights=weights_TK.flatten(0, -2), mode="sum"
+        )
+        return flat.view(*index_TK.shape[:-1], table_RD.shape[-1])
+    return (F.embedding(index_TK, table_RD).float() * weights_TK.unsqueeze(-1)).sum(-2)
+
+
+def residual(mixed_TD: Tensor, scale_D: Tensor, gain: float, eps: float) -> Tensor:
+    """scale * Norm(mixed), [..., D] float32; `gain` is Norm's times 1 / sqrt(2 N_l) (Eq. 5)."""
     return scale_D.float() * normalize(mixed_TD, gain, eps)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from retoken.config import Norm
+from retoken.ops.precision import widen
 
 
 def norm_gain(norm: Norm, width: int) -> float:
@@ -16,9 +17,9 @@ def norm_gain(norm: Norm, width: int) -> float:
 
 
 def normalize(u: Tensor, gain: float, eps: float) -> Tensor:
-    """gain * u / (||u||_2 + eps) over the last dimension, float32 (below Eq. 1).
+    """gain * u / (||u||_2 + eps) over the last dimension, float32 or wider (below Eq. 1).
 
     The gradient at a zero row is gain / eps: such a row is neutral, but its first step is a large one.
     """
-    u = u.float()
+    u = widen(u)
     return u * (gain / (torch.linalg.vector_norm(u, dim=-1, keepdim=True) + eps))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from retoken.ops.precision import widen, without_autocast
+
 
 class Routing(NamedTuple):
     """One layer's choice for T tokens. Only `weights_TK` and `logits_TE` are differentiable."""
@@ -17,19 +19,19 @@ class Routing(NamedTuple):
 
 
 def route(hidden_TD: Tensor, router_ED: Tensor, top_k: int) -> Routing:
-    """Logits g = h R, the top K of them, and their sigmoids over their sum; float32 throughout (Eq. 3)."""
-    with torch.autocast(hidden_TD.device.type, enabled=False):
-        logits_TE = hidden_TD.float() @ router_ED.float().T
+    """Logits g = h R, the top K of them, and their sigmoids over their sum; float32 or wider throughout (Eq. 3)."""
+    with without_autocast(hidden_TD.device):
+        logits_TE = widen(hidden_TD) @ widen(router_ED).T
     top_TK, chosen_TK = logits_TE.topk(top_k, dim=-1)
     sigma_TK = torch.sigmoid(top_TK)
     return Routing(logits_TE, chosen_TK, sigma_TK / sigma_TK.sum(-1, keepdim=True))
 
 
 def block_input_norm(hidden_TD: Tensor, eps: float = 1e-6) -> Tensor:
-    """RMSNorm of a block's input without a gain of its own, float32 (JTok's router input).
+    """RMSNorm of a block's input without a gain of its own, float32 or wider (JTok's router input).
 
     A learned gain would be absorbed by the router's columns, so leaving it out loses nothing and
     makes the input the same for every backbone family.
     """
-    hidden_TD = hidden_TD.float()
+    hidden_TD = widen(hidden_TD)
     return hidden_TD * torch.rsqrt(hidden_TD.square().mean(-1, keepdim=True) + eps)
