@@ -78,8 +78,8 @@ def test_route_and_mix(norm, dtype, k, x):
 
     def fast(h, router, table, s):
         routing = ops.route(h, router, k)
-        rows = table[x.unsqueeze(-1), routing.chosen_TK]
-        return ops.mixed_residual(rows, routing.weights_TK, s, norm_gain(norm, D) / math.sqrt(2 * DEPTH), EPS)
+        mixed = ops.mix_rows(table.view(V * E, D), x.unsqueeze(-1) * E + routing.chosen_TK, routing.weights_TK)
+        return ops.residual(mixed, s, norm_gain(norm, D) / math.sqrt(2 * DEPTH), EPS)
 
     # With K = 1 the weight is 1 whatever the logit: the router's gradient is rounding of 0 on both sides.
     leaves = _leaves(dtype, h=(T, D), router=(E, D), table=(V, E, D), s=(D,))
@@ -101,8 +101,7 @@ def test_a_zero_row_is_neutral_and_its_gradient_is_gain_over_eps(norm):
 
 
 def test_a_zero_mix_adds_nothing():
-    residual = ops.mixed_residual(torch.zeros(T, K, D), torch.full((T, K), 1 / K), torch.randn(D), 1.0, EPS)
-    assert torch.equal(residual, torch.zeros(T, D))
+    assert torch.equal(ops.residual(torch.zeros(T, D), torch.randn(D), 1.0, EPS), torch.zeros(T, D))
 
 
 def test_scale_zero_returns_the_increment_bit_for_bit():
@@ -131,11 +130,15 @@ def test_the_router_sees_differences_a_bf16_product_would_lose():
     assert torch.equal(under_autocast.logits_TE, routing.logits_TE)
 
 
-def test_the_mix_stays_float32_under_autocast():
-    rows, weights = torch.randn(T, K, D), torch.rand(T, K)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mix_is_float32_also_under_autocast_and_from_narrow_rows(dtype):
+    table, weights = torch.randn(V * E, D).to(dtype), torch.rand(T, K)
+    index = torch.randint(0, V * E, (T, K))
+    expected = (table.float()[index] * weights.unsqueeze(-1)).sum(-2)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = ops.mixed_residual(rows, weights, torch.ones(D), 1.0, EPS)
-    assert torch.equal(inside, ops.mixed_residual(rows, weights, torch.ones(D), 1.0, EPS))
+        inside = ops.mix_rows(table, index, weights)
+    assert inside.dtype == torch.float32
+    assert_close("mix", expected, inside)
 
 
 def test_block_input_norm_is_rmsnorm_without_a_gain():
@@ -146,6 +149,6 @@ def test_block_input_norm_is_rmsnorm_without_a_gain():
 def test_ops_run_on_the_meta_device():
     h, router = torch.randn(T, D, device="meta"), torch.randn(E, D, device="meta")
     routing = ops.route(h, router, K)
-    rows = torch.randn(T, K, D, device="meta")
-    assert ops.mixed_residual(rows, routing.weights_TK, h[0], 1.0, EPS).shape == (T, D)
+    mixed = ops.mix_rows(torch.randn(V, D, device="meta"), routing.chosen_TK, routing.weights_TK)
+    assert ops.residual(mixed, h[0], 1.0, EPS).shape == (T, D)
     assert ops.router_load(routing.logits_TE, routing.chosen_TK).count_E.shape == (E,)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig
 from retoken.nn.modulator import Modulator
-from retoken.ops import Routing, mixed_residual, route
+from retoken.ops import Routing, residual, route
 from retoken.ops.norm import norm_gain
 
 
@@ -52,5 +52,5 @@ class MoRT(Modulator):
     def forward(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Routing]:
         """The residual [B, S, D], float32, and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
         routing = self.router(hidden, self.top_k)
-        rows = self.table.lookup(ids, routing.chosen_TK).to(hidden.device)
-        return mixed_residual(rows, routing.weights_TK, self.scale, self.gain, self.eps), routing
+        mixed = self.table.mix(ids, routing.chosen_TK, routing.weights_TK).to(hidden.device)
+        return residual(mixed, self.scale, self.gain, self.eps), routing

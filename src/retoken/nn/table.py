@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from retoken.ops import mix_rows
+
 
 class TokenTable(nn.Module):
     """E^l: the rows of every token id in one layer, resident on one device.
@@ -31,14 +33,17 @@ class TokenTable(nn.Module):
         """V, the number of token ids that have rows."""
         return self.weight.shape[0]
 
-    def lookup(self, ids: Tensor, chosen: Tensor | None = None) -> Tensor:
-        """Rows of `ids` [...]: [..., D] or, all E of them, [..., E, D]; of `chosen` [..., K]: [..., K, D]."""
+    def lookup(self, ids: Tensor) -> Tensor:
+        """All rows of `ids` [...]: [..., D], or [..., E, D]."""
         ids = ids.to(self.weight.device)
-        if chosen is None:
-            return F.embedding(ids, self.weight) if self.weight.dim() == 2 else self.weight[ids]
+        return F.embedding(ids, self.weight) if self.weight.dim() == 2 else self.weight[ids]
+
+    def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """sum_k weights_k E_{chosen_k}[ids], [..., D] float32, for ids [...], the others [..., K] (Eq. 4)."""
+        device = self.weight.device
         vocab_size, per_token, width = self.weight.shape
-        rows = self.weight.view(vocab_size * per_token, width)
-        return F.embedding(ids.unsqueeze(-1) * per_token + chosen, rows)
+        index = ids.to(device).unsqueeze(-1) * per_token + chosen.to(device)
+        return mix_rows(self.weight.view(vocab_size * per_token, width), index, weights.to(device))
 
     @torch.no_grad()
     def resize(self, vocab_size: int) -> None:
