@@ -1,0 +1,199 @@
+"""Sizes and FLOPs counted from a configuration, on the real modules, without memory for a single weight.
+
+Three parameter counts are in use, and all are given:
+
+- `backbone_params`: everything, embeddings and head included (what "190M" means for the dense backbones).
+- `total_params`: without vocabulary embedding and head (the "T1.3b" of A110m-T1.3b).
+- `compute_params`: N_c of Eq. 9 and 12, activated, without embedding and head (the "A110m"). Of routed experts, top-k
+  over their number counts. eta = N_n / N_c has it in the denominator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from retoken.config import ModulatorConfig, MoRTConfig
+from retoken.errors import ConfigError
+from retoken.presets.recipe import Preset
+
+TRAINING = 3
+"""A training step's FLOPs over a forward pass's: the backward pass takes two products for each of the forward's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Parameters and FLOPs of a backbone, and of what is attached to it."""
+
+    backbone_params: int
+    """All parameters of the backbone; tied ones once."""
+    embedding_params: int
+    """Vocabulary embedding, head (once when tied) and learned positions."""
+    activated_params: int
+    """Parameters a token uses, embeddings and head included in full."""
+    table_params: int
+    """N_n: token-indexed rows. Scales and routers are `other_params`."""
+    other_params: int
+    """Scales and, with MoRT, routers."""
+    rho: float
+    """Rows used per token over rows owned: K / n_e with MoRT, 1 with ReToken, 0 with nothing attached."""
+    backbone_flops_per_token: float
+    """Training FLOPs per token of the backbone, see `backbone_flops`."""
+    table_flops_per_token: float
+    """Training FLOPs per token of the attached modulators, see `table_flops`."""
+
+    @property
+    def total_params(self) -> int:
+        """The backbone without vocabulary embedding, head and learned positions."""
+        return self.backbone_params - self.embedding_params
+
+    @property
+    def compute_params(self) -> int:
+        """N_c: activated parameters without vocabulary embedding and head (Sec. 3.4)."""
+        return self.activated_params - self.embedding_params
+
+    @property
+    def stored_params(self) -> int:
+        """Everything a checkpoint holds: backbone, tables, scales, routers."""
+        return self.backbone_params + self.table_params + self.other_params
+
+    @property
+    def eta(self) -> float:
+        """N_n / N_c (Eq. 12)."""
+        return self.table_params / self.compute_params
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs per token with what is attached."""
+        return self.backbone_flops_per_token + self.table_flops_per_token
+
+    def to_dict(self) -> dict[str, int | float]:
+        """Every number by name."""
+        derived = ("total_params", "compute_params", "stored_params", "eta", "flops_per_token")
+        return {**asdict(self), **{name: getattr(self, name) for name in derived}}
+
+
+def count(
+    source: Preset | PretrainedConfig,
+    modulator: ModulatorConfig | None = None,
+    *,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+) -> Counts:
+    """Count a backbone and what `modulator` would add to it.
+
+    Args:
+        source: a preset, or a Hugging Face configuration; tables it carries already are not counted.
+        modulator: what is attached; None: nothing.
+        vocab_size: in place of a preset's own.
+        context_length: tokens per sequence, for attention's FLOPs; None: the recipe's, or all positions.
+
+    Raises:
+        ConfigError: the configuration is no causal language model's, or the modulator does not fit its depth.
+    """
+    if isinstance(source, Preset):
+        config = source.hf_config(vocab_size)
+        context_length = context_length or source.recipe.context_length
+    else:
+        config = source
+    model = build_on_meta(config)
+    text: Any = config.get_text_config()
+    context_length = context_length or getattr(text, "max_position_embeddings", None) or 0
+    lookups = _embedding_parameters(model)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    shape = (vocabulary, text.hidden_size, text.num_hidden_layers)
+    return Counts(
+        backbone_params=sum(p.numel() for _, p in _backbone(model)),
+        embedding_params=sum(p.numel() for p in lookups.values()),
+        activated_params=sum(_activated(name, p, text) for name, p in _backbone(model)),
+        table_params=modulator.table_params(*shape) if modulator else 0,
+        other_params=modulator.other_params(*shape[1:]) if modulator else 0,
+        rho=_rho(modulator),
+        backbone_flops_per_token=TRAINING * backbone_flops(model, text, context_length),
+        table_flops_per_token=TRAINING * table_flops(modulator, *shape[1:]),
+    )
+
+
+def build_on_meta(config: PretrainedConfig) -> Any:
+    """The real module tree of a configuration, on the meta device: shapes without storage.
+
+    Raises:
+        ConfigError: the family has no causal language model.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ConfigError(
+            f"model_type {config.model_type!r} gives no causal language model: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def backbone_flops(model: Any, text: Any, context_length: int) -> float:
+    """Forward FLOPs per token: 2 per activated matrix element, head included and lookups not, plus attention.
+
+    Attention's scores and its weighted sum take 2 FLOPs per channel and visible position each. A token sees
+    (context_length + 1) / 2 positions on average; a sliding window is not taken off. Norms, activations,
+    rotations and softmax, all O(d), are left out.
+    """
+    lookups = _embedding_parameters(model)
+    head = model.get_output_embeddings().weight
+    inside = [
+        _activated(name, p, text) for name, p in _backbone(model) if p.ndim >= 2 and id(p) not in lookups
+    ]
+    score_width, value_width = _attention_widths(text)
+    seen = (context_length + 1) / 2
+    attention = 2 * seen * (score_width + value_width) * text.num_hidden_layers
+    return 2 * (sum(inside) + head.numel()) + attention
+
+
+def table_flops(modulator: ModulatorConfig | None, hidden_size: int, num_layers: int) -> float:
+    """Forward FLOPs per token of what is attached, over the layers that carry a table.
+
+    ReToken: 4d a layer, the paper's own count (normalise, scale, add one, gate; Sec. 3.1). MoRT (Eq. 7): router
+    2 d n_e, mixture 2 d K, and 5d for the squared norm (2), the division, the scale and the addition.
+    The lookup moves memory and computes nothing.
+    """
+    if modulator is None:
+        return 0.0
+    per_layer = 4 * hidden_size
+    if isinstance(modulator, MoRTConfig):
+        per_layer = hidden_size * (2 * modulator.num_modulators + 2 * modulator.top_k + 5)
+    return float(per_layer * len(modulator.table_layers(num_layers)))
+
+
+def _backbone(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if not name.startswith("retoken.")]
+
+
+def _embedding_parameters(model: Any) -> dict[int, nn.Parameter]:
+    """Embedding modules' weights and the head's, by identity: a tied head is there once."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    return {id(p): p for p in (*weights, model.get_output_embeddings().weight)}
+
+
+def _activated(name: str, parameter: nn.Parameter, text: Any) -> int:
+    """How much of a parameter a token uses: all of it, or top-k of the routed experts."""
+    if ".experts." not in name:
+        return parameter.numel()
+    options = ("num_local_experts", "n_routed_experts", "num_experts")
+    experts = next(getattr(text, option) for option in options if getattr(text, option, None))
+    return parameter.numel() * text.num_experts_per_tok // experts
+
+
+def _attention_widths(text: Any) -> tuple[int, int]:
+    """Channels of all heads that scores and values are taken over."""
+    heads = text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    latent = (getattr(text, "qk_nope_head_dim", None) or 0) + (getattr(text, "qk_rope_head_dim", None) or 0)
+    return heads * (latent or width), heads * (getattr(text, "v_head_dim", None) or width)
+
+
+def _rho(modulator: ModulatorConfig | None) -> float:
+    if modulator is None:
+        return 0.0
+    return modulator.activation if isinstance(modulator, MoRTConfig) else 1.0
