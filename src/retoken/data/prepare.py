@@ -1,0 +1,265 @@
+"""Text to token shards: claim the folder, get the tokenizer, encode piece by piece, write the manifest."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from retoken.data.claim import COUNTS, TOKEN_BYTES, TOKENIZER, claim, discard, tidy
+from retoken.data.clean import Cleaner
+from retoken.data.config import PrepareConfig
+from retoken.data.encode import EncodeConfig, encoding, is_held_out
+from retoken.data.files import ResumableError, sha256_file, write_atomic, write_bytes
+from retoken.data.hub import hub_corpus
+from retoken.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
+from retoken.data.pieces import completed, plan, summarise, write_pieces
+from retoken.data.progress import Reporter
+from retoken.data.prose import builtin_corpus, default_corpus, pinned_sources
+from retoken.data.sources import file_corpus
+from retoken.data.stream import Corpus, TextStream
+from retoken.data.tokenizer import fingerprint, load_tokenizer, token_bytes, train_bpe
+from retoken.errors import DataError, RetokenError
+
+MIN_SPLIT_TOKENS = 128
+
+
+def prepare(config: PrepareConfig, progress: Reporter | None = None) -> Manifest:
+    """Prepares a corpus, continues an interrupted preparation, or returns a finished one as it is.
+
+    The bytes written depend on the text, the tokenizer and `config.settings()` only: not on the number of
+    workers, on interruptions, or on where the corpus and the output lie.
+
+    Args:
+        config: what to do.
+        progress: hears notes and progress; by default notes go to stderr.
+
+    Raises:
+        DataError: the corpus or tokenizer is missing or broken, a split would be too small, or `config.out`
+            holds something else. A failure of the corpus removes what this preparation wrote; a failure of the
+            disk, the network or a worker (`ResumableError`) keeps it, for the same command to continue.
+        ConfigError: an option is out of range, or the tokenizer has no end-of-text token.
+    """
+    progress = progress or Reporter()
+    with tempfile.TemporaryDirectory(prefix="retoken-") as staging:
+        identity = _identity(config, Path(staging))
+        if _already_there(config, identity):
+            return Manifest.load(config.out)
+        corpus = open_corpus(config)
+        for note in corpus.notes:
+            progress.note(note)
+        identity |= {"corpus": corpus.name, "sources": list(corpus.sources)}
+        if claim(config.out, identity):
+            return Manifest.load(config.out)
+        try:
+            return _prepare(config, corpus, identity, Path(staging), progress)
+        except RetokenError as error:
+            if not isinstance(error, ResumableError):
+                discard(config.out)
+            raise
+
+
+def _identity(config: PrepareConfig, staging: Path) -> dict[str, Any]:
+    """What was asked for, before the corpus is opened; a tokenizer by name is saved to `staging`."""
+    named = config.corpus in ("default", "builtin")
+    identity: dict[str, Any] = {"asked": config.corpus if named else "", "settings": config.settings()}
+    identity["tokenizer"] = config.tokenizer
+    if config.tokenizer != "bpe":
+        tokenizer = load_tokenizer(config.tokenizer)
+        identity["tokenizer"] = Path(config.tokenizer).name
+        identity["fingerprint"] = _save(tokenizer, staging)
+    return identity
+
+
+def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
+    tokenizer.save_pretrained(folder)
+    return fingerprint(folder, int(tokenizer.eos_token_id))
+
+
+def _already_there(config: PrepareConfig, identity: dict[str, Any]) -> bool:
+    """Whether the finished store of a corpus of ours is there: its packages need not be fetched again."""
+    if not identity["asked"] or not (config.out / MANIFEST).is_file():
+        return False
+    manifest = Manifest.load(config.out)
+    there = manifest.preparation
+    same = all(there.get(key) == value for key, value in identity.items())
+    return same and (
+        config.corpus == "builtin" or bool(manifest.notes) or there["sources"] == pinned_sources()
+    )
+
+
+def open_corpus(config: PrepareConfig) -> Corpus:
+    """The corpus that `config.corpus` names.
+
+    Raises:
+        DataError: it is missing or broken.
+    """
+    if config.corpus == "default":
+        return default_corpus()
+    if config.corpus == "builtin":
+        return builtin_corpus()
+    if config.corpus.startswith("hf:"):
+        return hub_corpus(
+            config.corpus.removeprefix("hf:"),
+            subset=config.subset,
+            split=config.hf_split,
+            revision=config.revision,
+            field=config.field,
+        )
+    return file_corpus(Path(config.corpus), field=config.field, documents=config.documents)
+
+
+class _Documents:
+    """The corpus as (document, UTF-8 bytes), cleaned if asked, from a position on."""
+
+    def __init__(self, config: PrepareConfig, corpus: Corpus) -> None:
+        self.stream: TextStream = corpus.open()
+        self._cleaner = Cleaner() if config.clean else None
+        self._skip = 0
+
+    def seek(self, position: dict[str, Any]) -> None:
+        if self._cleaner is None:
+            self.stream.seek(position)
+        else:  # what was seen decides what is a repetition, so it is read and cleaned again
+            self._skip = int(position["documents"])
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        for index, text in enumerate(self.stream):
+            if self._cleaner is not None:
+                text = self._cleaner.clean(text)
+            if index >= self._skip and text and not text.isspace():
+                yield text, len(text.encode())
+
+
+def _prepare(
+    config: PrepareConfig, corpus: Corpus, identity: dict[str, Any], staging: Path, progress: Reporter
+) -> Manifest:
+    backend, eos_id = _tokenizer(config, corpus, staging, progress)
+    vocab_size = max(backend.get_vocab().values()) + 1
+    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    encode = EncodeConfig(
+        tokenizer_file=config.out / TOKENIZER / "tokenizer.json",
+        eos_id=eos_id,
+        dtype=dtype,
+        val_fraction=config.val_fraction,
+    )
+    splits = summarise(_pieces(config, corpus, encode, progress))
+    _check_sizes(config, splits)
+    return _finish(config.out, identity, encode, splits, backend, corpus.notes)
+
+
+def _tokenizer(
+    config: PrepareConfig, corpus: Corpus, staging: Path, progress: Reporter
+) -> tuple[Tokenizer, int]:
+    """Puts the tokenizer into the output folder if it isn't there yet; its backend and end-of-text id."""
+    folder = config.out / TOKENIZER
+    if not (folder / "tokenizer.json").is_file():
+        if config.tokenizer == "bpe":
+            _save(train_bpe(_training_text(config, corpus, progress), config.vocab_size), staging)
+        files = sorted(
+            staging.iterdir(), key=lambda file: file.name == "tokenizer.json"
+        )  # its presence: complete
+        for file in files:
+            write_bytes(folder / file.name, file.read_bytes())
+    tokenizer = load_tokenizer(str(folder))
+    if config.tokenizer == "bpe" and len(tokenizer) < config.vocab_size:
+        progress.note(f"the corpus gives a BPE of {len(tokenizer)} entries, of {config.vocab_size} asked for")
+    return tokenizer.backend_tokenizer, int(tokenizer.eos_token_id)
+
+
+def _training_text(config: PrepareConfig, corpus: Corpus, progress: Reporter) -> Iterator[str]:
+    """Documents of the train split until `bpe_bytes` (and never beyond `max_bytes` of the corpus)."""
+    limit = min(
+        config.bpe_bytes, config.max_bytes or config.bpe_bytes, corpus.total_bytes or config.bpe_bytes
+    )
+    taken = seen = 0
+    for text, size in _Documents(config, corpus):
+        seen += size
+        if not is_held_out(text, config.val_fraction):
+            taken += size
+            yield text
+            progress.update("train BPE", taken, limit)
+        if taken >= config.bpe_bytes or (config.max_bytes and seen >= config.max_bytes):
+            return
+
+
+def _pieces(
+    config: PrepareConfig, corpus: Corpus, encode: EncodeConfig, progress: Reporter
+) -> list[dict[str, Any]]:
+    """Records of all pieces: those that earlier runs completed, and the rest."""
+    records = completed(config.out)
+    seen = records[-1]["seen"] if records else 0
+    if records and records[-1]["last"]:
+        return records
+    documents = _Documents(config, corpus)
+    if records:
+        progress.note(f"continuing behind {len(records)} finished pieces ({seen} bytes of text)")
+        documents.seek(records[-1]["stream"])
+    batches = plan(
+        documents, documents.stream, shard_bytes=config.shard_bytes, max_bytes=config.max_bytes, seen=seen
+    )
+    total = min(filter(None, (corpus.total_bytes, config.max_bytes)), default=None)
+    with encoding(encode, batches, config.worker_count()) as encoded:
+        told = _told(encoded, progress, seen, total)
+        records.extend(write_pieces(config.out, told, first=len(records)))
+    return records
+
+
+def _told(encoded, progress: Reporter, done: int, total: int | None):
+    """Passes batches through and tells how much text they held."""
+    for batch, splits in encoded:
+        done += sum(split.bytes for split in splits.values())
+        progress.update("tokenize", done, total)
+        yield batch, splits
+
+
+def _check_sizes(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
+    for name, split in splits.items():
+        if split.tokens < MIN_SPLIT_TOKENS:
+            documents = sum(other.documents for other in splits.values())
+            raise DataError(
+                f"--corpus {config.corpus}: too small: '{name}' gets {split.documents} of {documents} documents "
+                f"and {split.tokens} tokens at --val-fraction {config.val_fraction}; "
+                f"accepted: {MIN_SPLIT_TOKENS} tokens or more in each split"
+            )
+
+
+def _finish(
+    out: Path,
+    identity: dict[str, Any],
+    encode: EncodeConfig,
+    splits: dict[str, SplitInfo],
+    backend: Tokenizer,
+    notes: tuple[str, ...],
+) -> Manifest:
+    """Side files, then the manifest, whose presence says that everything is there."""
+    vocab_size = max(backend.get_vocab().values()) + 1
+    counts = np.stack([_count(out, splits[name], encode.dtype, vocab_size) for name in SPLITS])
+    write_atomic(out / COUNTS, lambda file: np.save(file, counts))
+    write_atomic(out / TOKEN_BYTES, lambda file: np.save(file, token_bytes(backend, vocab_size)))
+    manifest = Manifest(
+        vocab_size=vocab_size,
+        eos_id=encode.eos_id,
+        tokenizer_fingerprint=fingerprint(out / TOKENIZER, encode.eos_id),
+        dtype=encode.dtype,
+        splits=splits,
+        files={name: sha256_file(out / name) for name in (COUNTS, TOKEN_BYTES)},
+        preparation=identity,
+        notes=notes,
+    )
+    manifest.save(out)
+    tidy(out)
+    return manifest
+
+
+def _count(out: Path, split: SplitInfo, dtype: str, vocab_size: int) -> np.ndarray:
+    """How often each id occurs in a split, int64 [V]."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for shard in split.shards:
+        counts += np.bincount(
+            np.fromfile(out / shard.file, dtype=np.dtype(dtype).newbyteorder("<")), minlength=vocab_size
+        )
+    return counts

@@ -1,0 +1,108 @@
+"""The tokenizer of a store: loaded or trained here, its fingerprint, and the bytes each id stands for."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from retoken.data.files import first_line
+from retoken.errors import ConfigError, DataError
+
+EOS = "<|endoftext|>"
+MIN_BPE = 257
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A Hugging Face tokenizer by name or path.
+
+    Raises:
+        DataError: not found or not readable.
+        ConfigError: it has no fast backend or no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # transformers raises many types here; each means that it can't be had
+        raise DataError(
+            f"--tokenizer '{name}' cannot be loaded: {first_line(error)} "
+            "(accepted: 'bpe', a folder with tokenizer.json, or a Hugging Face name)"
+        ) from None
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ConfigError(
+            f"--tokenizer '{name}' has no fast version (tokenizer.json); accepted: fast tokenizers"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"--tokenizer '{name}' has no eos_token; accepted: a tokenizer that ends a text with one"
+        )
+    return tokenizer
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in the manner of GPT-2, its end-of-text token included in `vocab_size`.
+
+    A small corpus may give fewer entries than asked for; the caller reads the size off the result.
+
+    Raises:
+        ConfigError: `vocab_size` does not hold the 256 bytes and the end-of-text token.
+    """
+    if vocab_size < MIN_BPE:
+        raise ConfigError(f"--vocab-size is {vocab_size}; accepted: {MIN_BPE} or more (256 bytes and {EOS})")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer=trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS,
+        bos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def fingerprint(folder: Path, eos_id: int) -> str:
+    """sha256 of `folder/tokenizer.json` and the end-of-text id: what decides which ids a text becomes."""
+    content = (folder / "tokenizer.json").read_bytes()
+    return hashlib.sha256(content + f"\n{eos_id}".encode()).hexdigest()
+
+
+def token_bytes(backend: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Bytes of text each id stands for, int32 [V]; special tokens and unused ids 0.
+
+    Byte-level vocabularies: each character of an entry is one byte. Sentencepiece-like ones: "▁" is a space,
+    "<0xNN>" one byte. WordPiece: the continuation mark is dropped.
+    """
+    sizes = np.zeros(vocab_size, dtype=np.int32)
+    measure = _measure(json.loads(backend.to_str()).get("decoder") or {})
+    for token, index in backend.get_vocab(with_added_tokens=False).items():
+        sizes[index] = measure(token)
+    for index, added in backend.get_added_tokens_decoder().items():
+        sizes[index] = 0 if added.special else len(added.content.encode())
+    return sizes
+
+
+def _measure(decoder: dict[str, Any]) -> Any:
+    kinds = {decoder.get("type")} | {part.get("type") for part in decoder.get("decoders", [])}
+    if "ByteLevel" in kinds:
+        return len
+    if "WordPiece" in kinds:
+        prefix = decoder.get("prefix", "##")
+        return lambda token: len(token.removeprefix(prefix).encode())
+    return _piece_bytes
+
+
+def _piece_bytes(token: str) -> int:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.replace("▁", " ").encode())
