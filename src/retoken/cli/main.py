@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
+import traceback
 from typing import NamedTuple
 
 from retoken.errors import RetokenError
+
+DONE, OURS, CALLERS, INTERRUPTED = 0, 1, 2, 130
+TRACEBACK_VARIABLE = "RETOKEN_TRACEBACK"
 
 
 class Verb(NamedTuple):
@@ -31,7 +37,8 @@ VERBS = {
 def usage() -> str:
     """The list of verbs."""
     lines = [f"  {name:<9} {verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(["usage: retoken <verb> [options]", "", *lines, "", "`retoken <verb> --help` lists its options."])
+    head, foot = "usage: retoken <verb> [options]", "`retoken <verb> --help` lists its options."
+    return "\n".join([head, "", *lines, "", foot])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,25 +50,57 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     if not args or args[0] in ("-h", "--help"):
         print(usage())
-        return 0 if args else 2
+        return DONE if args else CALLERS
+    if args[0] == "--version":
+        from retoken import __version__
+
+        print(f"retoken {__version__}")
+        return DONE
     if args[0] not in VERBS:
-        print(f"retoken: unknown verb {args[0]!r}; accepted: {', '.join(VERBS)}", file=sys.stderr)
-        return 2
-    return _run(VERBS[args[0]], args[0], args[1:])
+        return _say("retoken", f"unknown verb {args[0]!r}; accepted: {', '.join(VERBS)}", CALLERS)
+    return _run(VERBS[args[0]], f"retoken {args[0]}", args[1:])
 
 
-def _run(verb: Verb, name: str, args: list[str]) -> int:
-    import tyro
+def _run(verb: Verb, prog: str, args: list[str]) -> int:
+    from retoken.cli.options import UsageError, parse, quiet_libraries
 
     try:
-        command = getattr(importlib.import_module(verb.module), verb.command)
-        return tyro.cli(command, args=args, prog=f"retoken {name}").run()
-    except RetokenError as error:
-        print(f"retoken {name}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        quiet_libraries()
+        command = parse(getattr(importlib.import_module(verb.module), verb.command), prog, args)
+        return DONE if command is None else command.run()
+    except (RetokenError, UsageError) as error:
+        return _say(prog, str(error), CALLERS)
     except KeyboardInterrupt:
-        print(f"retoken {name}: interrupted", file=sys.stderr)
-        return 130
+        return _say(prog, "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain again while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OURS
+    except Exception as error:
+        return _say(prog, f"{_name(error)}: {error}; {_keep_traceback()}", OURS)
+
+
+def _say(prog: str, message: str, code: int) -> int:
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _name(error: Exception) -> str:
+    kind = type(error)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _keep_traceback() -> str:
+    """Print the traceback where asked for, otherwise keep it in a file; says which."""
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exc()
+        return "traceback above"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="retoken-", suffix=".traceback", delete=False) as file:
+            traceback.print_exc(file=file)
+    except OSError:
+        return f"set {TRACEBACK_VARIABLE}=1 to see the traceback"
+    return f"traceback in {file.name}"
 
 
 if __name__ == "__main__":
