@@ -6,10 +6,10 @@ import difflib
 
 from retoken.errors import ConfigError
 from retoken.presets import cpu, paper
-from retoken.presets.count import Counts, count
+from retoken.presets.count import Backbone, Counts, count
 from retoken.presets.recipe import Preset, Recipe
 
-__all__ = ["Counts", "Preset", "Recipe", "count", "get", "names", "presets"]
+__all__ = ["Backbone", "Counts", "Preset", "Recipe", "count", "get", "names", "presets"]
 
 
 def presets() -> tuple[Preset, ...]:

@@ -4,8 +4,8 @@ Three parameter counts are in use, and all are given:
 
 - `backbone_params`: everything, embeddings and head included (what "190M" means for the dense backbones).
 - `total_params`: without vocabulary embedding and head (the "T1.3b" of A110m-T1.3b).
-- `compute_params`: N_c of Eq. 9 and 12, activated, without embedding and head (the "A110m"). Of routed experts, top-k
-  over their number counts. eta = N_n / N_c has it in the denominator.
+- `compute_params`: N_c of Eq. 9 and 12, activated, without embedding and head (the "A110m"). Of routed
+  experts, top-k over their number counts. eta = N_n / N_c has it in the denominator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from retoken.errors import ConfigError
 from retoken.presets.recipe import Preset
 
 TRAINING = 3
-"""A training step's FLOPs over a forward pass's: the backward pass takes two products for each of the forward's."""
+"""A training step's FLOPs over a forward pass's: the backward takes two products for each of its."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +77,60 @@ class Counts:
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """What counting needs of a backbone, measured once on its modules."""
+
+    params: int
+    embedding_params: int
+    activated_params: int
+    flops_per_token: float
+    """Of a forward pass."""
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+
+    @classmethod
+    def of(
+        cls,
+        source: Preset | PretrainedConfig,
+        *,
+        vocab_size: int | None = None,
+        context_length: int | None = None,
+    ) -> Backbone:
+        """Measure a preset or a Hugging Face configuration; see `count`."""
+        config = source.hf_config(vocab_size) if isinstance(source, Preset) else source
+        text: Any = config.get_text_config()
+        context = context_length or getattr(text, "max_position_embeddings", None) or 0
+        if isinstance(source, Preset):
+            context = context_length or source.recipe.context_length
+        model = build_on_meta(config)
+        own = _backbone(model)
+        return cls(
+            params=sum(p.numel() for _, p in own),
+            embedding_params=sum(p.numel() for p in _embedding_parameters(model).values()),
+            activated_params=sum(_activated(name, p, text) for name, p in own),
+            flops_per_token=backbone_flops(model, text, context),
+            vocab_size=model.get_input_embeddings().weight.shape[0],
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+        )
+
+    def count(self, modulator: ModulatorConfig | None) -> Counts:
+        """The numbers with `modulator` attached, or nothing."""
+        depth = (self.hidden_size, self.num_layers)
+        return Counts(
+            backbone_params=self.params,
+            embedding_params=self.embedding_params,
+            activated_params=self.activated_params,
+            table_params=modulator.table_params(self.vocab_size, *depth) if modulator else 0,
+            other_params=modulator.other_params(*depth) if modulator else 0,
+            rho=_rho(modulator),
+            backbone_flops_per_token=TRAINING * self.flops_per_token,
+            table_flops_per_token=TRAINING * table_flops(modulator, *depth),
+        )
+
+
 def count(
     source: Preset | PretrainedConfig,
     modulator: ModulatorConfig | None = None,
@@ -95,27 +149,7 @@ def count(
     Raises:
         ConfigError: the configuration is no causal language model's, or the modulator does not fit its depth.
     """
-    if isinstance(source, Preset):
-        config = source.hf_config(vocab_size)
-        context_length = context_length or source.recipe.context_length
-    else:
-        config = source
-    model = build_on_meta(config)
-    text: Any = config.get_text_config()
-    context_length = context_length or getattr(text, "max_position_embeddings", None) or 0
-    lookups = _embedding_parameters(model)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    shape = (vocabulary, text.hidden_size, text.num_hidden_layers)
-    return Counts(
-        backbone_params=sum(p.numel() for _, p in _backbone(model)),
-        embedding_params=sum(p.numel() for p in lookups.values()),
-        activated_params=sum(_activated(name, p, text) for name, p in _backbone(model)),
-        table_params=modulator.table_params(*shape) if modulator else 0,
-        other_params=modulator.other_params(*shape[1:]) if modulator else 0,
-        rho=_rho(modulator),
-        backbone_flops_per_token=TRAINING * backbone_flops(model, text, context_length),
-        table_flops_per_token=TRAINING * table_flops(modulator, *shape[1:]),
-    )
+    return Backbone.of(source, vocab_size=vocab_size, context_length=context_length).count(modulator)
 
 
 def build_on_meta(config: PretrainedConfig) -> Any:
@@ -154,8 +188,8 @@ def backbone_flops(model: Any, text: Any, context_length: int) -> float:
 def table_flops(modulator: ModulatorConfig | None, hidden_size: int, num_layers: int) -> float:
     """Forward FLOPs per token of what is attached, over the layers that carry a table.
 
-    ReToken: 4d a layer, the paper's own count (normalise, scale, add one, gate; Sec. 3.1). MoRT (Eq. 7): router
-    2 d n_e, mixture 2 d K, and 5d for the squared norm (2), the division, the scale and the addition.
+    ReToken: 4d a layer, the paper's own count (normalise, scale, add one, gate; Sec. 3.1). MoRT (Eq. 7):
+    router 2 d n_e, mixture 2 d K, and 5d for the squared norm (2), the division, the scale and the addition.
     The lookup moves memory and computes nothing.
     """
     if modulator is None:
@@ -170,7 +204,7 @@ def _backbone(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if not name.startswith("retoken.")]
 
 
-def _embedding_parameters(model: Any) -> dict[int, nn.Parameter]:
+def _embedding_parameters(model: Any) -> dict[int, torch.Tensor]:
     """Embedding modules' weights and the head's, by identity: a tied head is there once."""
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     return {id(p): p for p in (*weights, model.get_output_embeddings().weight)}

@@ -1,7 +1,8 @@
 """Backbones for two CPU cores: a dense ladder, a small mixture, and the demo's.
 
-All have untied embeddings, as the paper's S, M and L have; the dense ones are Llamas with a SwiGLU of 8/3 of the
-width. Vocabularies are small (a BPE trained on the corpus), so that the embeddings do not dwarf the model.
+All have untied embeddings, as the paper's S, M and L have; the dense ones are Llamas with a SwiGLU of 8/3
+of the width. Vocabularies are small (a BPE trained on the corpus), so that the embeddings do not dwarf the
+model.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Read the same way in every preset here:
 
 - AdamW's betas are printed as (0.95, 0.9). A first moment that forgets more slowly than the second is not
   a setting anyone uses, and (0.9, 0.95) is the common one: read as beta1 = 0.9, beta2 = 0.95.
-- Batch sizes are sequences: 4096 x 1024 and 512 x 8192 are both 4.2M tokens a step; as tokens, 4096 would make
-  24 million steps of the 100B-token runs.
+- Batch sizes are sequences: 4096 x 1024 and 512 x 8192 are both 4.2M tokens a step; as tokens, 4096 would
+  make 24 million steps of the 100B-token runs.
 - "WS" is warm-up and stable: its decay ratio is 0, so the minimum of 0 printed for XL is never reached.
 """
 
@@ -18,10 +18,13 @@ from retoken.presets.recipe import Preset, Recipe
 GPT2_VOCAB = 50304
 """GPT-2's 50257 ids, padded to a multiple of 128: with it S, M and L come out at their published sizes."""
 QWEN2_VOCAB = 152064
-"""Qwen2's ids, padded as its larger checkpoints are (its 1.5B has 151936 rows); gives the published table sizes."""
+"""Qwen2's ids, padded as in its larger checkpoints (the 1.5B has 151936 rows): the published table sizes."""
 
 _BILLION = 10**9
-_FAMILY_NOTE = "The paper says 'Qwen-style' and cites Qwen3: family qwen3 (SwiGLU, RMSNorm, q/k norm, no biases) is our reading."
+_FAMILY_NOTE = (
+    "The paper says 'Qwen-style' and cites Qwen3: family qwen3 (SwiGLU, RMSNorm, q/k norm, no biases) is our "
+    "reading."
+)
 _READINGS = (
     "AdamW betas, printed as (0.95, 0.9), are read as beta1 0.9, beta2 0.95.",
     "The batch size is read as sequences.",
@@ -42,7 +45,12 @@ def _dense(*, width: int, layers: int, heads: int, ffn: int) -> dict[str, Any]:
 
 def _dense_recipe(lr: float) -> Recipe:
     return Recipe(
-        tokens=100 * _BILLION, batch_size=4096, context_length=1024, lr=lr, min_lr_ratio=0.1, schedule="cosine"
+        tokens=100 * _BILLION,
+        batch_size=4096,
+        context_length=1024,
+        lr=lr,
+        min_lr_ratio=0.1,
+        schedule="cosine",
     )
 
 
@@ -58,7 +66,7 @@ def _dense_preset(size: str, published: str, backbone: dict[str, Any], lr: float
         notes=(
             *_READINGS,
             _FAMILY_NOTE,
-            "Untied embeddings and a vocabulary padded to 50304 are ours; with them the size is the published one.",
+            "Untied embeddings and a vocabulary padded to 50304 are ours; they give the published size.",
         ),
     )
 
@@ -105,7 +113,7 @@ def dense_xl() -> Preset:
         ),
         notes=(
             *_READINGS,
-            "Family qwen2 and tied embeddings are Qwen2.5-1.5B's, whose shape Table 8 prints; the paper does not say.",
+            "Family qwen2 and tied embeddings are Qwen2.5-1.5B's, whose shape Table 8 prints; both are ours.",
             "The vocabulary is padded to 152064 (Qwen2.5-1.5B itself: 151936), as for the 6.5B of tables.",
             "min lr is printed as 0, but with decay-ratio 0 the schedule never leaves its peak.",
         ),
@@ -147,9 +155,10 @@ def _mixture_recipe(tokens: int) -> Recipe:
 
 _MIXTURE_NOTES = (
     *_READINGS,
-    "Family glm4_moe (grouped-query attention, dense first layer, routed and shared experts) is ours; the paper names none.",
-    "The head width is not printed. 80 is ours: with it the activated parameters round to the published 110M and "
-    "250M (64, the common width, gives 105M and 243M).",
+    "Family glm4_moe (grouped-query attention, dense first layer, routed and shared experts), its q/k norm "
+    "and untied embeddings are ours; the paper names none.",
+    "The head width is not printed. 80 is ours: with it the activated parameters round to the published 110M "
+    "and 250M (64, the common width, gives 105M and 243M).",
     "Activated and total parameters are counted without embeddings and head, as the paper's footnote 1 says.",
 )
 
@@ -162,7 +171,9 @@ def a110m_t1_3b() -> Preset:
         summary="Mixture A110m-T1.3b (Table 9); JTok's 1.5B-A250M",
         model_type="glm4_moe",
         vocab_size=QWEN2_VOCAB,
-        backbone=_mixture(width=512, layers=12, heads=8, head_dim=80, experts=144, top_k=8, ffn=512, tied=False),
+        backbone=_mixture(
+            width=512, layers=12, heads=8, head_dim=80, experts=144, top_k=8, ffn=512, tied=False
+        ),
         recipe=_mixture_recipe(300 * _BILLION),
         notes=_MIXTURE_NOTES,
     )
@@ -176,7 +187,9 @@ def a250m_t3b() -> Preset:
         summary="Mixture A250m-T3b (Table 9); JTok's 3.2B-A0.5B",
         model_type="glm4_moe",
         vocab_size=QWEN2_VOCAB,
-        backbone=_mixture(width=768, layers=18, heads=16, head_dim=80, experts=144, top_k=8, ffn=512, tied=False),
+        backbone=_mixture(
+            width=768, layers=18, heads=16, head_dim=80, experts=144, top_k=8, ffn=512, tied=False
+        ),
         recipe=_mixture_recipe(500 * _BILLION),
         notes=_MIXTURE_NOTES,
     )
@@ -190,12 +203,14 @@ def jtok_17b_a2b() -> Preset:
         summary="JTok's mixture 17B-A2B",
         model_type="glm4_moe",
         vocab_size=QWEN2_VOCAB,
-        backbone=_mixture(width=2048, layers=28, heads=16, head_dim=128, experts=64, top_k=6, ffn=1536, tied=True),
+        backbone=_mixture(
+            width=2048, layers=28, heads=16, head_dim=128, experts=64, top_k=6, ffn=1536, tied=True
+        ),
         recipe=_mixture_recipe(570 * _BILLION),
         notes=(
-            "Published: 28 layers, width 2048, 64 routed + 1 shared expert, top-6, 570B tokens, tables 43.6B.",
-            "Ours: 16 query and 4 key/value heads of width 128, a dense first layer of 10944, experts of 1536, tied "
-            "embeddings. With them 17B and 2B come out, whether embeddings are counted or not.",
+            "Published: 28 layers, width 2048, 64 routed + 1 shared expert, top-6, 570B tokens.",
+            "Ours: family, 16 query and 4 key/value heads of width 128, a dense first layer of 10944, "
+            "experts of 1536, tied embeddings. With them 17B and 2B come out, with or without embeddings.",
             "Ours too: the optimizer, schedule, batch and context, which are those of Table 9.",
         ),
     )

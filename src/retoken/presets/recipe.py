@@ -53,7 +53,9 @@ class Recipe:
         if self.schedule not in get_args(ScheduleName):
             raise ConfigError(f"schedule is {self.schedule!r}; accepted: {', '.join(get_args(ScheduleName))}")
         if self.schedule == "ws" and self.decay_ratio != 0:
-            raise ConfigError(f"decay_ratio is {self.decay_ratio} with schedule ws; accepted: 0, which is what ws means")
+            raise ConfigError(
+                f"decay_ratio is {self.decay_ratio} with schedule ws; accepted: 0, which is what ws means"
+            )
         if self.warmup_ratio + self.decay_ratio > 1:
             raise ConfigError(
                 f"warmup_ratio + decay_ratio is {self.warmup_ratio + self.decay_ratio}; accepted: at most 1"
@@ -97,7 +99,8 @@ class Preset:
 
     def __post_init__(self) -> None:
         if self.group not in get_args(Group):
-            raise ConfigError(f"group of preset {self.name} is {self.group!r}; accepted: {', '.join(get_args(Group))}")
+            accepted = ", ".join(get_args(Group))
+            raise ConfigError(f"group of preset {self.name} is {self.group!r}; accepted: {accepted}")
 
     def hf_config(self, vocab_size: int | None = None) -> PretrainedConfig:
         """A new configuration for `AutoModelForCausalLM.from_config`.
