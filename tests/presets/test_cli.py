@@ -86,7 +86,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, arguments: list[str], nam
         (7, "7"),
         (1540, "1.54k"),
         (190_533_888, "190.5M"),
-        (999_999, "1000.0k"),
+        (999_999, "1.00M"),
         (1.5439e9, "1.54B"),
         (2e12, "2.00T"),
     ],
