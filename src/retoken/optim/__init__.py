@@ -1,0 +1,6 @@
+"""What moves the parameters: groups, learning-rate schedules and the optimizer."""
+
+from retoken.optim.groups import GroupOptions, build_optimizer, parameter_groups, set_lr
+from retoken.optim.schedule import Schedule, lr_factor
+
+__all__ = ["GroupOptions", "Schedule", "build_optimizer", "lr_factor", "parameter_groups", "set_lr"]

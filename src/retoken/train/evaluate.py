@@ -1,0 +1,96 @@
+"""Held-out loss: nats per token and bits per byte, and by token id. Never with an auxiliary loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retoken.train.files import atomic_file
+from retoken.train.world import World
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Sums over the evaluated tokens, by the id of the token that was to be predicted."""
+
+    nll_V: Tensor
+    """Summed negative log-likelihood in nats, float64."""
+    count_V: Tensor
+    """How often each id was to be predicted, float64."""
+    token_bytes_V: Tensor
+    """UTF-8 bytes of each id's text."""
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll_V.sum().item() / self.count_V.sum().item()
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of the predicted tokens' text; None where that has none."""
+        size = (self.count_V * self.token_bytes_V).sum().item()
+        return self.nll_V.sum().item() / math.log(2) / size if size else None
+
+    def save(self, path: Path) -> None:
+        """`nll` and `count`, both [V] float64, as safetensors."""
+        with atomic_file(path) as partial:
+            save_file({"nll": self.nll_V, "count": self.count_V}, partial)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    token_bytes: Tensor,
+    world: World,
+    dtype: torch.dtype = torch.float32,
+) -> Evaluation:
+    """Loss of `model` on windows [B, S + 1], summed over the processes: each takes every size-th batch.
+
+    Args:
+        model: A causal language model; its training mode is put back.
+        batches: The same batches in every process.
+        token_bytes: [V] UTF-8 bytes of each token id.
+        world: The processes that share the work.
+        dtype: bfloat16 evaluates under autocast, as such a run trains.
+    """
+    sums = torch.zeros(2, token_bytes.numel(), dtype=torch.float64)
+    with eval_mode(model), autocast(world.device, dtype):
+        for index, windows in enumerate(batches):
+            if index % world.size == world.rank:
+                _add_batch(model, windows.to(world.device), sums)
+    nll, count = world.sum(sums).cpu()
+    return Evaluation(nll_V=nll, count_V=count, token_bytes_V=token_bytes.double())
+
+
+def _add_batch(model: nn.Module, windows: Tensor, sums_2V: Tensor) -> None:
+    logits = model(input_ids=windows[:, :-1], use_cache=False).logits
+    targets = windows[:, 1:].reshape(-1)
+    nll = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), targets, reduction="none")
+    targets = targets.cpu()
+    sums_2V[0].index_add_(0, targets, nll.double().cpu())
+    sums_2V[1] += torch.bincount(targets, minlength=sums_2V.shape[1])
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Arithmetic in `dtype` over float32 parameters."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """`model.eval()` for a while."""
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)

@@ -1,0 +1,227 @@
+"""THE training loop. Every run of the package is this one: `train`, `compare`, the studies, the bench."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+import retoken
+from retoken.data.tokens import TokenStore, WindowReader
+from retoken.optim import Schedule, lr_factor, set_lr
+from retoken.train import checkpoint, peak, setup
+from retoken.train.compiled import compile_for
+from retoken.train.config import TrainConfig
+from retoken.train.evaluate import Evaluation, evaluate
+from retoken.train.files import atomic_folder
+from retoken.train.folder import RunFolder, fingerprint
+from retoken.train.memory import keep_freed_memory
+from retoken.train.metrics import MetricLog, OnEvent
+from retoken.train.probe import probe
+from retoken.train.result import TrainResult
+from retoken.train.signals import StopRequest
+from retoken.train.step import Stepper
+from retoken.train.world import World, open_world
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """Everything one run holds while it goes; `step` counts the optimizer steps done."""
+
+    config: TrainConfig
+    store: TokenStore
+    folder: RunFolder
+    world: World
+    model: PreTrainedModel
+    optimizer: torch.optim.AdamW
+    reader: WindowReader
+    stepper: Stepper
+    schedule: Schedule
+    log: MetricLog
+    step: int = 0
+    start_memory: int = 0
+
+
+def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResult:
+    """Train one model, or go on with it where its folder holds a part of this very run.
+
+    A finished run is not run again: its result is read back. An interrupted one goes on from its newest
+    checkpoint and ends bit-equal to one that was never interrupted.
+
+    Args:
+        config: The run.
+        on_event: Called in the first process with every line of metrics.jsonl, and with "start",
+            "checkpoint" and "end" events; see docs/training.md.
+
+    Raises:
+        ConfigError, DataError, AttachError: Something does not fit; nothing was written but config.json.
+        TrainingError: A non-finite loss, a full disk, a folder of another run.
+        CheckpointError: The newest checkpoint is broken.
+        KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint of the last step was written first.
+    """
+    with open_world(config.device, config.threads) as world, StopRequest() as stop:
+        if world.device.type == "cpu":
+            keep_freed_memory()
+        store, folder = setup.open_store(config), RunFolder(config.out)
+        with folder.held_by(world, config, fingerprint(store.manifest)):
+            if folder.finished:
+                return TrainResult.read(folder.result)
+            run = prepare(config, store, folder, world, on_event)
+            try:
+                go_on(run, stop)
+                return finish(run)
+            finally:
+                run.log.close()
+
+
+def _every(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def go_on(run: Run, stop: StopRequest) -> None:
+    """Step after step to the end."""
+    config, log, total = run.config, run.log, run.config.total_steps
+    log.tell("start", step=run.step, total_steps=total, tokens_per_step=config.tokens_per_step)
+    while run.step < total:
+        position = run.reader.state_dict()
+        rate = lr_factor(run.schedule, run.step)
+        set_lr(run.optimizer, rate)
+        loss, grad_norm = run.stepper.step(run.reader.next_batch())
+        run.step += 1
+        log.add(run.step, loss, grad_norm, position)
+        stopping = run.world.any(stop.requested)
+        if run.step % config.log_every == 0 or run.step == total:
+            log.train_line(run.step, config.lr * rate)
+        if run.step < total and _every(config.eval_every, run.step):
+            evaluate_now(run)
+        if run.step == total or stopping or _every(config.checkpoint_every, run.step):
+            save(run)
+        if stopping:
+            raise KeyboardInterrupt(
+                f"stopped behind step {run.step} of {total}; {config.out} goes on from there"
+            )
+
+
+def prepare(
+    config: TrainConfig, store: TokenStore, folder: RunFolder, world: World, on_event: OnEvent | None
+) -> Run:
+    """Build the run at its start, or as its newest checkpoint left it."""
+    keep_freed_memory()
+    peak.reset_peak(world.device)
+    start_memory = peak.resident_bytes(world.device)
+    found = checkpoint.newest(folder.checkpoints)
+    model = setup.load_model(found.path) if found else setup.build_model(config, store)
+    nn.Module.to(model, world.device).train()
+    if config.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = setup.build_optimizer_for(model, config)
+    forward = compile_for(config, world.wrap(model))
+    flops = setup.flops_per_token(config, model)
+    run = Run(
+        config=config,
+        store=store,
+        folder=folder,
+        world=world,
+        model=model,
+        optimizer=optimizer,
+        reader=setup.build_reader(config, store, world),
+        stepper=Stepper(model, forward, optimizer, config, world),
+        schedule=config.lr_schedule(),
+        log=MetricLog(folder, config, world, flops, on_event),
+        start_memory=start_memory,
+    )
+    if found:
+        restore(run, found)
+    else:
+        torch.manual_seed(config.seed + 2 + world.rank)
+        look_inside(run)
+    return run
+
+
+def restore(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Everything but the model's weights, which are loaded already."""
+    run.step = found.step
+    checkpoint.load_optimizer(found.path, run.optimizer)
+    checkpoint.load_rng(found.path, run.world)
+    run.reader.load_state_dict(found.state["reader"])
+    run.log.restore(found.state["log"], found.step)
+
+
+def save(run: Run) -> None:
+    """A checkpoint of this step."""
+    with run.log.clock.paused(run.world.device):
+        rng = checkpoint.rng_tensors(run.world)
+        state = {"reader": run.reader.state_dict(), "log": run.log.state()}
+        if run.world.leads:
+            path = checkpoint.save(run.folder.checkpoints, run.step, run.model, run.optimizer, rng, state)
+            checkpoint.prune(run.folder.checkpoints, run.config.keep)
+            run.log.tell("checkpoint", step=run.step, path=str(path))
+        run.world.wait()
+
+
+def evaluate_now(run: Run) -> Evaluation:
+    """Held-out loss at this step, and a look inside; both become lines."""
+    with run.log.clock.paused(run.world.device):
+        found = held_out(run)
+        values = {"val_loss": found.loss, "val_bits_per_byte": found.bits_per_byte}
+        run.log.line("eval", run.step, values)
+        look_inside(run)
+    return found
+
+
+def held_out(run: Run) -> Evaluation:
+    """The loss on the held-out split, or on its first `eval_tokens`."""
+    config = run.config
+    batches = setup.eval_batches(config, run.store)
+    return evaluate(run.model, batches, run.store.token_bytes(), run.world, config.arithmetic)
+
+
+def look_inside(run: Run) -> None:
+    """Scales, load and residual stream on the first held-out windows: always the same ones."""
+    if run.world.leads:
+        ids = next(iter(setup.eval_batches(run.config, run.store)))[:, :-1].to(run.world.device)
+        run.log.line("modulators", run.step, probe(run.model, ids, run.config.arithmetic))
+
+
+def finish(run: Run) -> TrainResult:
+    """The last evaluation, the trained model, and, last of all, the result."""
+    final, folder = evaluate_now(run), run.folder
+    result = conclude(run, final)
+    if run.world.leads:
+        final.save(folder.token_loss)
+        with atomic_folder(folder.model) as target:
+            run.model.save_pretrained(target)
+            run.store.tokenizer().save_pretrained(target)
+        result.write(folder.result)
+    run.world.wait()
+    run.log.tell("end", step=run.step, val_loss=result.val_loss, seconds=result.train_seconds)
+    return result
+
+
+def conclude(run: Run, final: Evaluation) -> TrainResult:
+    """What the run came to."""
+    config, seconds = run.config, run.log.clock.seconds
+    sizes = {
+        role: sum(p.numel() for _, p in named) for role, named in retoken.param_groups(run.model).items()
+    }
+    tokens = run.step * config.tokens_per_step
+    return TrainResult(
+        name=config.variant,
+        seed=config.seed,
+        val_loss=final.loss,
+        val_bits_per_byte=final.bits_per_byte,
+        val_tokens=int(final.count_V.sum().item()),
+        steps=run.step,
+        tokens=tokens,
+        backbone_params=sizes["backbone"],
+        table_params=sizes["tables"],
+        stored_params=sum(sizes.values()),
+        flops_per_token=run.log.flops_per_token,
+        train_seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        peak_memory_bytes=peak.peak_bytes(run.world.device),
+        start_memory_bytes=run.start_memory,
+        out=str(config.out),
+    )

@@ -1,0 +1,124 @@
+"""One optimizer step: forward, backward, clip, move. Splitting the batch changes nothing but memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import retoken
+from retoken.config import MoRTConfig
+from retoken.ops import RouterLoad
+from retoken.train.config import TrainConfig
+from retoken.train.evaluate import autocast
+from retoken.train.world import World
+
+Loads = dict[int, RouterLoad]
+
+
+class Stepper:
+    """Does one step after another on one model."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        forward: Callable[..., Any],
+        optimizer: torch.optim.Optimizer,
+        config: TrainConfig,
+        world: World,
+    ) -> None:
+        """`forward` is `model`, possibly compiled and wrapped for several processes."""
+        self._model, self._forward, self._optimizer, self._world = model, forward, optimizer, world
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._dtype = config.arithmetic
+        self._clip = config.grad_clip or float("inf")
+        share = world.share_of(config.batch_size)
+        self._micro = min(config.micro_batch_size or share, share)
+        attached = config.attached
+        self._balances = isinstance(attached, MoRTConfig) and attached.balance_coef > 0
+
+    def step(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on windows [B, S + 1].
+
+        Returns:
+            The mean next-token loss in nats, without auxiliary losses, and the global gradient norm before
+            clipping. Both stay on the device: reading them would wait for it.
+        """
+        parts = windows.to(self._world.device, non_blocking=True).split(self._micro)
+        with self._load_of(parts):
+            losses = [self._backward(part, len(parts), last=part is parts[-1]) for part in parts]
+        grad_norm = nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).mean(), grad_norm
+
+    def _backward(self, windows: Tensor, parts: int, *, last: bool) -> Tensor:
+        """Add the gradient of one micro-batch; its next-token loss."""
+        targets = windows[:, 1:].contiguous()
+        with self._gradient_sync(last):
+            with autocast(self._world.device, self._dtype):
+                outputs = self._forward(
+                    input_ids=windows[:, :-1], labels=targets, shift_labels=targets, use_cache=False
+                )
+            balance = retoken.balance_loss(self._model) if self._balances else None
+            self._share_of(outputs.loss, balance, parts).backward()
+        return self._language_loss(outputs, balance)
+
+    def _share_of(self, loss: Tensor, balance: Tensor | None, parts: int) -> Tensor:
+        """What one micro-batch adds to the step's objective.
+
+        The next-token loss is a mean over micro-batches and processes. The balance parts of Eq. 21, which are
+        in `loss` once, are to be summed: they get the factor that the two means take away.
+        """
+        means = parts * self._world.size
+        if balance is None or means == 1:
+            return loss / parts
+        return (loss + (means - 1) * balance) / parts
+
+    def _language_loss(self, outputs: Any, balance: Tensor | None) -> Tensor:
+        """The loss without MoRT's balance and without the router loss of a backbone that is a mixture."""
+        loss = outputs.loss.detach()
+        if balance is not None:
+            loss = loss - balance.detach()
+        auxiliary = getattr(outputs, "aux_loss", None)
+        if auxiliary is None:
+            return loss
+        return loss - self._model.config.router_aux_loss_coef * auxiliary.detach()
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Processes average gradients once a step, behind the last micro-batch."""
+        no_sync = getattr(self._forward, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
+
+    @contextmanager
+    def _load_of(self, parts: Sequence[Tensor]) -> Iterator[None]:
+        """Give the balance loss the counts of the whole batch where this process sees only a part at a time.
+
+        Eq. 21 multiplies sums over the whole batch, so it needs them before the first backward: one more
+        forward pass, without gradient, and only for MoRT with a split batch.
+        """
+        if not self._balances or len(parts) * self._world.size == 1:
+            yield
+            return
+        with retoken.batch_load(self._model, self._counted(parts)):
+            yield
+
+    @torch.no_grad()
+    def _counted(self, parts: Sequence[Tensor]) -> Loads:
+        """Routing sums over all micro-batches and processes; dropout draws what the real pass will draw."""
+        device = self._world.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast(device, self._dtype):
+            seen = [self._loads_of(part) for part in parts]
+        return {layer: self._summed([loads[layer] for loads in seen]) for layer in seen[0]}
+
+    def _loads_of(self, windows: Tensor) -> Loads:
+        self._model.base_model(input_ids=windows[:, :-1], use_cache=False)
+        return retoken.router_loads(self._model)
+
+    def _summed(self, loads: Sequence[RouterLoad]) -> RouterLoad:
+        sums = (torch.stack(column).sum(0) for column in zip(*loads, strict=True))
+        return RouterLoad(*(self._world.sum(value) for value in sums))
