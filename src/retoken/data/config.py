@@ -7,47 +7,57 @@ from typing import Any, Literal
 
 from retoken.errors import ConfigError
 
+# Below this, starting processes takes longer than they save; one process tokenizes on all cores by threads.
+SMALL_BYTES = 64 << 20
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareConfig:
     """Options of a preparation: text in, token shards out."""
 
+    # tyro shows these texts with their line breaks: a line is a clause.
+
     out: Path
-    """Folder for the token shards, the tokenizer and the manifest. An interrupted preparation is continued; a
-    folder that holds another preparation is refused."""
+    """Folder for the token shards, the tokenizer and the manifest.
+    An interrupted preparation goes on; a folder of another one is refused."""
     corpus: str = "default"
-    """Where the text comes from: "default" (about 26 MB of English prose out of pip packages, cached),
-    "builtin" (the prose this Python carries), a .txt, .jsonl or .parquet file (each also .gz or .zst), a folder
-    of them, or hf:NAME for a Hugging Face dataset, streamed, such as hf:HuggingFaceFW/fineweb-edu with
-    --subset sample-10BT."""
+    """Where the text comes from.
+    default: about 26 MB of English prose out of pip packages, cached
+    builtin: the prose that this Python carries, 1.7 MB
+    a path: a .txt, .jsonl or .parquet file (also .gz, .zst) or a folder of them
+    hf:NAME: a Hugging Face dataset, streamed: hf:HuggingFaceFW/fineweb-edu"""
     tokenizer: str = "bpe"
-    """The word bpe trains a byte-level BPE on the train split; otherwise a Hugging Face tokenizer's name or path."""
+    """bpe: train a byte-level BPE on the train split.
+    Anything else: name or path of a Hugging Face tokenizer."""
     vocab_size: int = 8192
-    """Entries of the BPE, its end-of-text token included (257 or more). Ignored for a tokenizer by name."""
+    """Entries of the BPE, its end-of-text token included; 257 or more."""
     bpe_bytes: int = 256 << 20
-    """Train the BPE on this much text from the start of the train split (bytes)."""
+    """Train the BPE on the first so many bytes of the train split."""
     field: str = "text"
-    """Which field of a jsonl record, parquet row or dataset record holds the text."""
+    """Which field of a jsonl, parquet or dataset record holds the text."""
     subset: str = ""
-    """Configuration of a Hugging Face dataset."""
+    """Configuration of a Hugging Face dataset, such as sample-10BT."""
     hf_split: str = "train"
-    """Split of a Hugging Face dataset to read; both of our splits are cut from it."""
+    """Split of a Hugging Face dataset to read; train and val are both cut from it."""
     revision: str = ""
     """Branch, tag or commit of a Hugging Face dataset; the newest by default."""
     documents: Literal["auto", "file", "section"] = "auto"
-    """What a document is in .txt files: the file, or a section of it that ends at the first blank line behind
-    4 KiB; "auto" takes files where there are at least 100 of them, sections otherwise."""
+    """What a document is in .txt files.
+    file: the whole file
+    section: a part of it that ends at the first blank line behind 4 KiB
+    auto: file where there are 100 files or more, section otherwise"""
     clean: bool = False
-    """Keep only paragraphs of prose (six words or more, 78 % letters) and each paragraph only once. The
-    default and builtin corpora are always cleaned."""
+    """Keep only paragraphs of prose, and each only once.
+    The default and builtin corpora always are."""
     val_fraction: float = 0.03
-    """Share of documents held out, chosen by a hash of each document's text."""
+    """Share of documents held out, by a hash of each document's text."""
     max_bytes: int = 0
-    """Stop behind this much text (bytes); 0 for all of it."""
+    """Stop behind this many bytes of text; 0 for all of it."""
     shard_bytes: int = 64 << 20
-    """Text of a shard (bytes): what an interruption can cost at most."""
+    """Bytes of text of a shard: what an interruption can cost at most."""
     workers: int = 0
-    """Tokenizing processes; 0 for one on each core. The bytes written do not depend on it."""
+    """Tokenizing processes; the bytes written do not depend on it.
+    0: one on each core, or only threads for a corpus below 64 MiB."""
 
     def __post_init__(self) -> None:
         for name, low in (("bpe_bytes", 1), ("shard_bytes", 1), ("max_bytes", 0), ("workers", 0)):
@@ -65,10 +75,12 @@ class PrepareConfig:
         if not self.corpus or self.corpus == "hf:":
             raise ConfigError(f"--corpus is '{self.corpus}'; accepted: default, builtin, a path, or hf:NAME")
 
-    def worker_count(self) -> int:
-        """Processes to start: `workers`, or one on each core this process may use."""
+    def worker_count(self, total_bytes: int | None) -> int:
+        """Processes that tokenize `total_bytes` of text (None: unknown); 1 means threads of this process."""
         if self.workers:
             return self.workers
+        if total_bytes is not None and total_bytes < SMALL_BYTES:
+            return 1
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def settings(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class DiskError(ResumableError):
     """The output folder cannot be written."""
 
 
-def write_atomic(path: Path, fill: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Writes `path` so that it is either complete or not there: temporary file, fsync, rename.
 
     Args:
@@ -58,7 +58,7 @@ def _discard(path: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """`write_atomic` for content already in memory."""
-    write_atomic(path, lambda file: file.write(content) and None)
+    write_atomic(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -103,7 +103,7 @@ def _write_shard(folder: Path, stem: str, parts: list[Encoded]) -> dict[str, Any
         return {"shard": None, "bytes": text_bytes}
     shard, offsets = folder / f"{stem}.bin", folder / f"{stem}.offsets.npy"
     little = ids.astype(ids.dtype.newbyteorder("<"), copy=False)
-    write_atomic(shard, lambda file: file.write(little.data) and None)
+    write_atomic(shard, lambda file: file.write(little.data))
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     write_atomic(offsets, lambda file: np.save(file, starts.astype("<i8")))
     info = ShardInfo(

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from retoken.data.claim import COUNTS, TOKEN_BYTES, TOKENIZER, claim, discard, tidy
 from retoken.data.clean import Cleaner
 from retoken.data.config import PrepareConfig
-from retoken.data.encode import EncodeConfig, encoding, is_held_out
+from retoken.data.encode import Batch, EncodeConfig, Encoded, encoding, is_held_out
 from retoken.data.files import ResumableError, sha256_file, write_atomic, write_bytes
 from retoken.data.hub import hub_corpus
 from retoken.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
@@ -21,7 +21,7 @@ from retoken.data.progress import Reporter
 from retoken.data.prose import builtin_corpus, default_corpus, pinned_sources
 from retoken.data.sources import file_corpus
 from retoken.data.stream import Corpus, TextStream
-from retoken.data.tokenizer import fingerprint, load_tokenizer, token_bytes, train_bpe
+from retoken.data.tokenizer import eos_of, fingerprint, load_tokenizer, token_bytes, train_bpe
 from retoken.errors import DataError, RetokenError
 
 MIN_SPLIT_TOKENS = 128
@@ -39,7 +39,7 @@ def prepare(config: PrepareConfig, progress: Reporter | None = None) -> Manifest
 
     Raises:
         DataError: the corpus or tokenizer is missing or broken, a split would be too small, or `config.out`
-            holds something else. A failure of the corpus removes what this preparation wrote; a failure of the
+            holds something else. A fault in the corpus removes what this preparation wrote; a failure of the
             disk, the network or a worker (`ResumableError`) keeps it, for the same command to continue.
         ConfigError: an option is out of range, or the tokenizer has no end-of-text token.
     """
@@ -48,6 +48,7 @@ def prepare(config: PrepareConfig, progress: Reporter | None = None) -> Manifest
         identity = _identity(config, Path(staging))
         if _already_there(config, identity):
             return Manifest.load(config.out)
+        progress.update("open corpus", 0, None)
         corpus = open_corpus(config)
         for note in corpus.notes:
             progress.note(note)
@@ -76,7 +77,7 @@ def _identity(config: PrepareConfig, staging: Path) -> dict[str, Any]:
 
 def _save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> str:
     tokenizer.save_pretrained(folder)
-    return fingerprint(folder, int(tokenizer.eos_token_id))
+    return fingerprint(folder, eos_of(tokenizer))
 
 
 def _already_there(config: PrepareConfig, identity: dict[str, Any]) -> bool:
@@ -167,7 +168,7 @@ def _tokenizer(
     tokenizer = load_tokenizer(str(folder))
     if config.tokenizer == "bpe" and len(tokenizer) < config.vocab_size:
         progress.note(f"the corpus gives a BPE of {len(tokenizer)} entries, of {config.vocab_size} asked for")
-    return tokenizer.backend_tokenizer, int(tokenizer.eos_token_id)
+    return tokenizer.backend_tokenizer, eos_of(tokenizer)
 
 
 def _training_text(config: PrepareConfig, corpus: Corpus, progress: Reporter) -> Iterator[str]:
@@ -202,13 +203,15 @@ def _pieces(
         documents, documents.stream, shard_bytes=config.shard_bytes, max_bytes=config.max_bytes, seen=seen
     )
     total = min(filter(None, (corpus.total_bytes, config.max_bytes)), default=None)
-    with encoding(encode, batches, config.worker_count()) as encoded:
+    with encoding(encode, batches, config.worker_count(total)) as encoded:
         told = _told(encoded, progress, seen, total)
         records.extend(write_pieces(config.out, told, first=len(records)))
     return records
 
 
-def _told(encoded, progress: Reporter, done: int, total: int | None):
+def _told(
+    encoded: Iterator[tuple[Batch, dict[str, Encoded]]], progress: Reporter, done: int, total: int | None
+) -> Iterator[tuple[Batch, dict[str, Encoded]]]:
     """Passes batches through and tells how much text they held."""
     for batch, splits in encoded:
         done += sum(split.bytes for split in splits.values())
@@ -221,8 +224,8 @@ def _check_sizes(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
         if split.tokens < MIN_SPLIT_TOKENS:
             documents = sum(other.documents for other in splits.values())
             raise DataError(
-                f"--corpus {config.corpus}: too small: '{name}' gets {split.documents} of {documents} documents "
-                f"and {split.tokens} tokens at --val-fraction {config.val_fraction}; "
+                f"--corpus {config.corpus}: too small: '{name}' gets {split.documents} of {documents} "
+                f"documents and {split.tokens} tokens at --val-fraction {config.val_fraction}; "
                 f"accepted: {MIN_SPLIT_TOKENS} tokens or more in each split"
             )
 

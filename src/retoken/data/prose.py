@@ -1,4 +1,4 @@
-"""The corpora that need no files from the caller: "default" (packages) and "builtin" (this Python's prose)."""
+"""The corpora that need no files of the caller: "default" (packages) and "builtin" (this Python's prose)."""
 
 import ast
 import hashlib
@@ -21,9 +21,9 @@ def default_corpus() -> Corpus:
     """About 26 MB of English prose from four packages; "builtin" where no package index can be reached.
 
     Documents are speeches, Wikipedia articles (everything known under one title, whichever package it comes
-    from, is one document, so that no article is in both splits), web pages and stories. Paragraphs are cleaned
-    and deduplicated (`clean.py`), and documents stand in the order of a hash of their content, so that any
-    part of the corpus holds every source in proportion.
+    from, is one document, so that no article is in both splits), web pages and stories. Paragraphs are
+    cleaned and deduplicated (`clean.py`), and documents stand in the order of a hash of their content: any part
+    of the corpus holds every source in proportion.
 
     Raises:
         DataError: a package is not the pinned one.
@@ -133,6 +133,6 @@ def _module_prose(path: Path) -> str:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return ""  # templates and deliberately broken files
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
     return "\n\n".join(text for text in found if text)

@@ -1,4 +1,4 @@
-"""A corpus as the preparation sees it: a name, what it is made of, and documents in an order that can seek."""
+"""A corpus as the preparation sees it: a name, what it is made of, and documents that can be sought."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

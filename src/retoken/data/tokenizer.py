@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,6 +69,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
         pad_token=EOS,
         clean_up_tokenization_spaces=False,
     )
+
+
+def eos_of(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The end-of-text id of a tokenizer that `load_tokenizer` or `train_bpe` returned."""
+    return cast(int, tokenizer.eos_token_id)
 
 
 def fingerprint(folder: Path, eos_id: int) -> str:
