@@ -140,7 +140,9 @@ def stack_of(model: nn.Module) -> ModulatorStack:
     for module in model.modules():
         if hasattr(module, "retoken"):
             return module.retoken  # pyright: ignore
-    raise AttachError(f"{type(model).__name__} carries no token-indexed parameters; retoken.attach puts them on")
+    raise AttachError(
+        f"{type(model).__name__} carries no token-indexed parameters; retoken.attach puts them on"
+    )
 
 
 def modulators(model: nn.Module) -> dict[int, Modulator]:
@@ -165,7 +167,9 @@ def batch_load(model: nn.Module, total: dict[int, RouterLoad]) -> Iterator[None]
     The parts, and their gradients, add up to the whole batch's balance loss whatever the split (Eq. 21).
     """
     stack = stack_of(model)
-    stack.batch_load = {i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in total.items()}
+    stack.batch_load = {
+        i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in total.items()
+    }
     try:
         yield
     finally:

@@ -92,7 +92,8 @@ def attached_model_class(model_class: type[PreTrainedModel]) -> type[PreTrainedM
     forward = functools.wraps(model_class.forward)(
         lambda self, *args, **kwargs: AttachedModel.forward(self, *args, **kwargs)
     )
-    body = {"config_class": config_class, "__module__": __name__, "forward": forward}
+    # transformers reads the source of a class's module to learn which attention and expert kernels it may use.
+    body = {"config_class": config_class, "__module__": model_class.__module__, "forward": forward}
     name = f"ReToken{model_class.__name__}"
     cls: Any = type(name, (AttachedModel, model_class), body)
     backbone = get_checkpoint_conversion_mapping(model_class.__name__)
@@ -118,7 +119,9 @@ def _gateway(model_type: str) -> type[PreTrainedConfig]:
     def from_dict(cls: Any, values: dict[str, Any], **kwargs: Any) -> Any:
         written = values.get(FIELD)
         if not isinstance(written, dict) or not {"modulator", "family"} <= set(written):
-            raise CheckpointError(f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote")
+            raise CheckpointError(
+                f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote"
+            )
         return _resolve(model_type).from_dict(values, **kwargs)
 
     body = {"model_type": PREFIX + model_type, "from_dict": classmethod(from_dict), "__module__": __name__}

@@ -99,7 +99,9 @@ def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
     name = type(model).__name__
     base = model.base_model
     if base is model or model.get_output_embeddings() is None:
-        raise AttachError(f"{name} has no language-model head; accepted: a causal language model (…ForCausalLM)")
+        raise AttachError(
+            f"{name} has no language-model head; accepted: a causal language model (…ForCausalLM)"
+        )
     layers = _find(base, family.layers, "list of layers", name)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
         raise AttachError(f"{name}: {family.layers!r} is a {type(layers).__name__}, not a list of layers")
