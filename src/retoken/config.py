@@ -78,7 +78,8 @@ class _TableConfig:
             self.layers[-1] <= last,
             "layers",
             list(self.layers),
-            f"0..{last} in a backbone of {num_layers} layers" + (f" with a delay of {delay}" if delay else ""),
+            f"0..{last} in a backbone of {num_layers} layers"
+            + (f" with a delay of {delay}" if delay else ""),
         )
         return self.layers
 
@@ -175,7 +176,10 @@ def config_from_dict(values: dict[str, Any]) -> ModulatorConfig:
     kind, version = values.get("type"), values.get("format_version")
     _require(kind in _TYPES, "modulator type", kind, " or ".join(_TYPES))
     _require(
-        type(version) is int and 1 <= version <= FORMAT_VERSION, "format_version", version, f"1..{FORMAT_VERSION}"
+        type(version) is int and 1 <= version <= FORMAT_VERSION,
+        "format_version",
+        version,
+        f"1..{FORMAT_VERSION}",
     )
     cls = _TYPES[str(kind)]
     rest = {k: v for k, v in values.items() if k not in ("type", "format_version")}

@@ -35,7 +35,13 @@ _DENSE = {
 _WINDOW = {"sliding_window": 4}
 _MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
 _SHARED = _MIXTURE | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
-_LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+}
 _DEEPSEEK = _SHARED | _LATENT | {"num_key_value_heads": 4, "head_dim": 4, "n_group": 2, "topk_group": 1}
 
 _OWN: dict[str, dict[str, Any]] = {
@@ -116,7 +122,9 @@ def assert_close(name: str, ref: Tensor, out: Tensor, *, units: float = 32, floo
         return
     largest, error = a[finite].abs().max().item(), (a - b)[finite].abs().max().item()
     allowed = units * eps * max(largest, floor)
-    assert error <= allowed, f"{name}: off by {error:.3g}, allowed {allowed:.3g} (largest element {largest:.3g})"
+    assert error <= allowed, (
+        f"{name}: off by {error:.3g}, allowed {allowed:.3g} (largest element {largest:.3g})"
+    )
 
 
 def assert_grads_close(ref: nn.Module, out: nn.Module, *, units: float = 32, prefix: str = "") -> None:
@@ -147,7 +155,9 @@ def run_distributed(
     where = (inspect.getsourcefile(func), func.__qualname__)
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank_main, args=(*where, folder, backend, rank, world_size, args), daemon=True)
+            context.Process(
+                target=_rank_main, args=(*where, folder, backend, rank, world_size, args), daemon=True
+            )
             for rank in range(world_size)
         ]
         for process in ranks:

@@ -56,7 +56,9 @@ def test_gate_and_increment(norm):
         p = [1 + s[d] * n for d, n in enumerate(_norm(table[token], norm))]
         expected.append([increment[d] * p[d] for d in range(D)])
     p_t = naive.retoken_gate(table_t, s_t, torch.tensor(IDS), norm, EPS)
-    assert_close("Eq. 1-2", torch.tensor(expected, dtype=torch.float64), naive.retoken_increment(m_t, p_t), units=64)
+    assert_close(
+        "Eq. 1-2", torch.tensor(expected, dtype=torch.float64), naive.retoken_increment(m_t, p_t), units=64
+    )
     folded = naive.folded_gate(table_t, s_t, norm, EPS)
     assert_close("Eq. 8", p_t, folded[torch.tensor(IDS)])
 

@@ -78,7 +78,9 @@ def test_route_and_mix(norm, dtype, k, x):
 
     def fast(h, router, table, s):
         routing = ops.route(h, router, k)
-        mixed = ops.mix_rows(table.view(V * E, D), x.unsqueeze(-1) * E + routing.chosen_TK, routing.weights_TK)
+        mixed = ops.mix_rows(
+            table.view(V * E, D), x.unsqueeze(-1) * E + routing.chosen_TK, routing.weights_TK
+        )
         return ops.residual(mixed, s, norm_gain(norm, D) / math.sqrt(2 * DEPTH), EPS)
 
     # With K = 1 the weight is 1 whatever the logit: the router's gradient is rounding of 0 on both sides.

@@ -67,7 +67,9 @@ class ModulatorStack(nn.Module):
     def _check_gradient_path(self, loads: dict[int, RouterLoad]) -> None:
         trains = self.training and torch.is_grad_enabled()
         wants = [self.layers[str(i)].router.weight.requires_grad for i in loads]  # pyright: ignore
-        if trains and any(w and not x.probability_E.requires_grad for w, x in zip(wants, loads.values(), strict=True)):
+        if trains and any(
+            w and not x.probability_E.requires_grad for w, x in zip(wants, loads.values(), strict=True)
+        ):
             raise AttachError(
                 "the router's balance loss has no gradient path: activation checkpointing runs with "
                 "use_reentrant=True; MoRT needs gradient_checkpointing_kwargs={'use_reentrant': False}"
