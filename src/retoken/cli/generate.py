@@ -1,0 +1,119 @@
+"""`retoken generate`: text from a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from retoken.cli.options import as_json
+from retoken.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from retoken.eval import Loaded
+
+DEFAULT_NEW_TOKENS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Text from a checkpoint, through the generation of transformers."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, a checkpoint in it, a folder written by save_pretrained, or hf:NAME."""
+    prompt: str = ""
+    """What the text starts with; empty: from the start of a document."""
+    max_new_tokens: int = 0
+    """Tokens to generate at most; 0: 100, or as many as the model has positions for."""
+    temperature: float = 0.8
+    """Sampling temperature; 0 takes the likeliest token each time."""
+    top_p: float = 1.0
+    """Sample among the likeliest tokens that hold this much probability together."""
+    seed: int = 0
+    """Of the sampling: the same seed gives the same text on the same machine."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; "auto": a GPU where there is one."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
+    json: bool = False
+    """Print one JSON object instead of the text."""
+
+    def run(self) -> int:
+        """Generate and print; returns the exit code."""
+        self._check()
+        from transformers import TextStreamer, set_seed
+
+        from retoken.eval import open_checkpoint
+        from retoken.train.world import open_world
+
+        with open_world(self.device, self.threads) as world:
+            loaded = open_checkpoint(self.checkpoint)
+            tokenizer: Any = loaded.need_tokenizer()
+            model: Any = loaded.model.to(world.device)  # pyright: ignore
+            ids = self._prompt_ids(tokenizer).to(world.device)
+            set_seed(self.seed)
+            streamer = None if self.json else TextStreamer(tokenizer, skip_prompt=not self.prompt)
+            out = model.generate(ids, streamer=streamer, **self._options(loaded, ids.shape[1]))
+        if self.json:
+            new = out[0, ids.shape[1] :]
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            counts = {"prompt_tokens": ids.shape[1], "new_tokens": len(new)}
+            print(
+                as_json(
+                    {
+                        "checkpoint": loaded.name,
+                        "prompt": self.prompt,
+                        "text": text,
+                        "seed": self.seed,
+                        **counts,
+                    }
+                )
+            )
+        return 0
+
+    def _prompt_ids(self, tokenizer: Any) -> Tensor:
+        """[1, T] ids, at least one: an empty prompt becomes the token that starts a text."""
+        import torch
+
+        ids = tokenizer(self.prompt)["input_ids"]
+        if not ids:
+            start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+            if start is None:
+                raise ConfigError(
+                    "--prompt is empty and the tokenizer has no token to start a text; accepted: some text"
+                )
+            ids = [start]
+        return torch.tensor([ids])
+
+    def _options(self, loaded: Loaded, prompt_tokens: int) -> dict[str, Any]:
+        import torch
+
+        positions, new = loaded.positions or math.inf, self.max_new_tokens
+        if prompt_tokens + max(new, 1) > positions:
+            raise ConfigError(
+                f"--prompt is {prompt_tokens} tokens and --max-new-tokens {new or DEFAULT_NEW_TOKENS}; "
+                f"accepted: together up to the model's {positions} positions"
+            )
+        tokenizer: Any = loaded.need_tokenizer()
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return {
+            "attention_mask": torch.ones(1, prompt_tokens, dtype=torch.long, device=loaded.model.device),
+            "max_new_tokens": new or int(min(DEFAULT_NEW_TOKENS, positions - prompt_tokens)),
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": pad,
+            **(sampling if self.temperature else {"do_sample": False}),
+        }
+
+    def _check(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"--temperature is {self.temperature}; accepted: 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p is {self.top_p}; accepted: above 0 and up to 1")
+        for name in ("max_new_tokens", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")

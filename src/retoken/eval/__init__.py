@@ -1,0 +1,6 @@
+"""Measuring what training made: any checkpoint, on a token store or on a text."""
+
+from retoken.eval.heldout import HeldOut, evaluate_store, evaluate_text
+from retoken.eval.loading import Loaded, open_checkpoint
+
+__all__ = ["HeldOut", "Loaded", "evaluate_store", "evaluate_text", "open_checkpoint"]

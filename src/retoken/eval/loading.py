@@ -1,0 +1,131 @@
+"""Finding a checkpoint: a run folder, a checkpoint in it, a saved model, or a name on the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from retoken.data.tokens import TokenStore
+from retoken.errors import CheckpointError, ConfigError, DataError
+from retoken.train.checkpoint import newest_path
+from retoken.train.config import TrainConfig
+from retoken.train.files import read_json
+from retoken.train.folder import RunFolder
+from retoken.train.setup import load_model
+
+HUB = "hf:"
+ACCEPTED = "a run folder, a checkpoint or model folder with config.json, or hf:NAME"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A model, ready to be measured."""
+
+    name: str
+    """The folder, or the hub's name."""
+    model: PreTrainedModel
+    """In evaluation mode, float32, token-indexed parameters attached where the checkpoint has them."""
+    tokenizer: PreTrainedTokenizerBase | None
+    """The checkpoint's own, or that of the store its run was trained on; None where neither is there."""
+    run: TrainConfig | None
+    """The run that made it, where it lies in a run folder."""
+
+    @property
+    def positions(self) -> int | None:
+        """Longest sequence the model is built for; None where its config names none."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def rows(self) -> int:
+        """Token ids the model has embeddings for."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return embeddings.weight.shape[0]
+
+    def need_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self.name}: no tokenizer there; accepted: a checkpoint saved with its tokenizer"
+            )
+        return self.tokenizer
+
+
+def open_checkpoint(where: str) -> Loaded:
+    """Load a checkpoint for evaluation or generation.
+
+    Args:
+        where: A run folder (its final model, or its newest checkpoint), a checkpoint in one, any folder that
+            `save_pretrained` wrote, or "hf:" and a name on the Hugging Face hub.
+
+    Raises:
+        CheckpointError: Nothing loadable is there; the file and what was found are named.
+    """
+    if where.startswith(HUB):
+        name = where.removeprefix(HUB)
+        return Loaded(name=name, model=load_model(Path(name)).eval(), tokenizer=_tokenizer_at(name), run=None)
+    folder = _model_folder(Path(where))
+    run = _run_of(folder)
+    model = load_model(folder).eval()
+    return Loaded(
+        name=str(folder), model=model, tokenizer=_tokenizer_at(str(folder)) or _tokenizer_of(run), run=run
+    )
+
+
+def _model_folder(path: Path) -> Path:
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path} does not exist; accepted: {ACCEPTED}")
+    if not path.is_dir():
+        raise CheckpointError(f"checkpoint {path} is a file; accepted: {ACCEPTED}")
+    run = RunFolder(path)
+    if run.model.is_dir():
+        return run.model
+    if run.checkpoints.is_dir():
+        newest = newest_path(run.checkpoints)
+        if newest is None:
+            raise CheckpointError(
+                f"checkpoint {path}: the run has not written a checkpoint yet; let it go on first"
+            )
+        return newest
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"checkpoint {path} has no config.json; accepted: {ACCEPTED}")
+    return path
+
+
+def _run_of(folder: Path) -> TrainConfig | None:
+    """The run whose folder this model lies in: RUN/model or RUN/checkpoints/step-N."""
+    for above in (folder.resolve().parent, folder.resolve().parent.parent):
+        path = RunFolder(above).config
+        values: Any = read_json(path).get("train") if path.is_file() else None
+        if isinstance(values, dict):
+            try:
+                return TrainConfig.from_dict(values)
+            except (ConfigError, KeyError, TypeError):
+                return None  # another version's: the model itself says all that is needed
+    return None
+
+
+def _tokenizer_at(where: str) -> PreTrainedTokenizerBase | None:
+    # Without this check transformers asks the hub for a folder that merely lacks a tokenizer.
+    if Path(where).is_dir() and not any(Path(where).glob("tokenizer*")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # transformers raises many kinds for a broken tokenizer file
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{where}: its tokenizer does not load ({reason})") from error
+
+
+def _tokenizer_of(run: TrainConfig | None) -> PreTrainedTokenizerBase | None:
+    if run is None:
+        return None
+    try:
+        return TokenStore.open(run.data).tokenizer()
+    except DataError:
+        return None  # the store has moved on since; the caller is told where a tokenizer is needed

@@ -1,0 +1,57 @@
+"""What every room's tests share: one thread, quiet libraries, a token store, and runs that take a second."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from retoken.data.config import PrepareConfig
+from retoken.data.prepare import prepare
+from retoken.train import TrainConfig
+from retoken.train.loop import train
+
+WORDS = "the a cat dog house runs sees under over tree blue red and or but when then small big king".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_machine() -> None:
+    """Tiny models gain nothing from threads, and test processes run side by side."""
+    torch.set_num_threads(1)
+    logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl file of 120 documents of random sentences."""
+    chance = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "words.jsonl"
+    lines = [json.dumps({"text": " ".join(chance.choices(WORDS, k=150)) + "."}) for _ in range(120)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_corpus: Path) -> Path:
+    """That corpus as a token store with a vocabulary of 300."""
+    out = tiny_corpus.parent / "store"
+    prepare(PrepareConfig(corpus=str(tiny_corpus), out=out, vocab_size=300, val_fraction=0.1, workers=1))
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_store: Path) -> Callable[[str], Path]:
+    """The folder of a finished run of three steps of a variant, trained once a session."""
+
+    def run(variant: str = "mort") -> Path:
+        out = tiny_store.parent / f"run-{variant}"
+        config = TrainConfig(
+            out=out, data=tiny_store, preset="demo", variant=variant, steps=3, batch_size=4, context_length=32
+        )  # pyright: ignore
+        train(config)
+        return out
+
+    return run
