@@ -33,6 +33,7 @@ _DENSE = {
     "eos_token_id": 2,
 }
 _WINDOW = {"sliding_window": 4}
+_NO_DROPOUT = {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}
 _MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
 _SHARED = _MIXTURE | {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
 _LATENT = {
@@ -48,7 +49,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gemma2": _WINDOW,
     "gemma3_text": _WINDOW,
     "olmo3": _WINDOW,
-    "gpt2": {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 64},
+    "gpt2": {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 64} | _NO_DROPOUT,
     "mixtral": {"num_local_experts": 4},
     "qwen2_moe": _MIXTURE | {"shared_expert_intermediate_size": 16},
     "qwen3_moe": _MIXTURE,

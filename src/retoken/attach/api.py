@@ -167,10 +167,8 @@ def batch_load(model: nn.Module, total: dict[int, RouterLoad]) -> Iterator[None]
     The parts, and their gradients, add up to the whole batch's balance loss whatever the split (Eq. 21).
     """
     stack = stack_of(model)
-    stack.batch_load = {
-        i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in total.items()
-    }
+    stack.part_of({i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in total.items()})
     try:
         yield
     finally:
-        stack.batch_load = None
+        stack.part_of(None)

@@ -88,9 +88,13 @@ class RouteFromBlockInput(RouteFromMlpInput):
 class AddResidual(SiteHook):
     """MoRT: add the residual of layer `layer` to the increment of the layer where it lands (Eq. 6, 16)."""
 
+    def __init__(self, site: LayerSite, layer: int, here: bool) -> None:
+        super().__init__(site, layer)
+        self.here = here
+
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         increment = output[0] if isinstance(output, tuple) else output
-        residual = self.site.pass_under_way().residuals[self.layer].to(increment.device)
+        residual = self.site.pass_under_way().land(self.layer, self.here).to(increment.device)
         self._check_gradient_path(residual)
         return _with_first(output, (widen(increment) + residual).to(increment.dtype))
 
@@ -99,7 +103,7 @@ class AddResidual(SiteHook):
         if torch.is_grad_enabled() and scale.requires_grad and not residual.requires_grad:
             raise AttachError(
                 "a delayed MoRT residual has no gradient path: activation checkpointing runs with "
-                "use_reentrant=True; use gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "use_reentrant=True; accepted: use_reentrant=False, or injection_delay=0"
             )
 
 
@@ -119,7 +123,7 @@ class StartForward:
                 "pass input_ids (embeddings do not tell which token they stand for)"
             )
         context = ForwardContext(ids, _mask_of_last(mask, ids))
-        self.model.retoken.last = context  # pyright: ignore
+        self.model.retoken.begin(context)  # pyright: ignore
         return args, kwargs | {KEYWORD: context}
 
 
@@ -177,5 +181,5 @@ def plan_hooks(
         else:
             hooks.append(Hook(anatomy.mlps[layer], RouteFromMlpInput(sites[layer], layer), True))
         landing = layer + config.injection_delay
-        hooks.append(Hook(anatomy.increments[landing], AddResidual(sites[landing], layer), False))
+        hooks.append(Hook(anatomy.increments[landing], AddResidual(sites[landing], layer, landing == layer), False))
     return sites, hooks

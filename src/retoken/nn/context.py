@@ -39,7 +39,16 @@ class ForwardContext:
         return self.ids.to(hidden.device)
 
     def leave(self, layer: int, residual: Tensor, routing: Routing) -> None:
-        """Keep a layer's residual for the layer where it lands."""
-        kept = self.residuals.get(layer)
+        """Keep a layer's residual for the layer where it lands, and its routing for the balance loss."""
+        kept, known = self.residuals.get(layer), self.routings.get(layer)
         if kept is None or (residual.requires_grad and not kept.requires_grad):
-            self.residuals[layer], self.routings[layer] = residual, routing
+            self.residuals[layer] = residual
+        if known is None or (routing.logits_TE.requires_grad and not known.logits_TE.requires_grad):
+            self.routings[layer] = routing
+
+    def land(self, layer: int, here: bool) -> Tensor:
+        """The residual of `layer`; dropped when it lands `here`, where a recomputation makes it anew.
+
+        A delayed one stays: the layer where it lands is recomputed before the layer that made it.
+        """
+        return self.residuals.pop(layer) if here else self.residuals[layer]

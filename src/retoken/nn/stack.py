@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from retoken.nn.context import ForwardContext
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
-from retoken.ops import RouterLoad, balance_loss, router_load
+from retoken.ops import RouterLoad, Routing, balance_loss, router_load
 
 
 def build_modulator(
@@ -35,8 +37,21 @@ class ModulatorStack(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modulators.items()})
-        self.last: ForwardContext | None = None
+        self.routings: dict[int, Routing] | None = None
+        self.mask: Tensor | None = None
         self.batch_load: dict[int, RouterLoad] | None = None
+
+    def begin(self, context: ForwardContext) -> None:
+        """Remember of the pass that starts what its balance loss will need; its residuals go when it ends."""
+        self.routings, self.mask = context.routings, context.mask
+
+    def part_of(self, total: dict[int, RouterLoad] | None) -> None:
+        """Take the next balance losses as parts of a batch with these loads; None: each pass is a batch."""
+        self.batch_load = total
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
+        return {**self.__dict__, "routings": None, "mask": None, "batch_load": None}
 
     @property
     def adds_loss(self) -> bool:
@@ -49,10 +64,9 @@ class ModulatorStack(nn.Module):
         Raises:
             AttachError: no forward pass has run yet.
         """
-        if self.last is None:
+        if self.routings is None:
             raise AttachError("the balance loss is of the last forward pass, and none has run yet")
-        mask = self.last.mask
-        return {i: router_load(r.logits_TE, r.chosen_TK, mask) for i, r in self.last.routings.items()}
+        return {i: router_load(r.logits_TE, r.chosen_TK, self.mask) for i, r in self.routings.items()}
 
     def balance_loss(self) -> Tensor:
         """Eq. 21 with lambda, averaged over layers (App. E); a float32 scalar, 0 for ReToken."""
@@ -72,7 +86,7 @@ class ModulatorStack(nn.Module):
         ):
             raise AttachError(
                 "the router's balance loss has no gradient path: activation checkpointing runs with "
-                "use_reentrant=True; MoRT needs gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "use_reentrant=True; accepted: use_reentrant=False, or balance_coef=0"
             )
 
     def resize(self, vocab_size: int) -> None:
