@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import retoken
@@ -56,6 +57,27 @@ def test_a_dense_backbone_by_hand() -> None:
     assert counts.table_flops_per_token == 3 * 4 * 64 * 3
     assert counts.eta == counts.table_params / (matrices + norms)
     assert counts.rho == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_matrix_products_are_what_pytorch_counts(family: str) -> None:
+    """PyTorch's counter over a forward pass. It takes all T x T positions of attention, we those that are seen."""
+    length, width, layers = 16, 32, 2
+    shape = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    config = AutoConfig.for_model(family, vocab_size=100, max_position_embeddings=64, **shape)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(1, length, dtype=torch.long), use_cache=False)
+    unseen = layers * 2 * (width + width) * (length - (length + 1) / 2)
+    ours = presets.count(config, context_length=length).flops_per_token / 3
+    # The rest is the product that makes the rotary angles.
+    assert ours == pytest.approx(counter.get_total_flops() / length - unseen, rel=2e-3)
 
 
 def test_a_mixture_by_hand() -> None:
