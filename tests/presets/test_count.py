@@ -61,7 +61,7 @@ def test_a_dense_backbone_by_hand() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
 def test_matrix_products_are_what_pytorch_counts(family: str) -> None:
-    """PyTorch's counter over a forward pass. It takes all T x T positions of attention, we those that are seen."""
+    """PyTorch's counter over a forward pass. It takes all T x T positions in attention, we those seen."""
     length, width, layers = 16, 32, 2
     shape = {
         "hidden_size": width,
