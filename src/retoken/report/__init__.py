@@ -1,0 +1,1 @@
+"""The page that shows a comparison: one self-contained HTML file."""
