@@ -1,5 +1,6 @@
 """Whose folder is it: a preparation claims its output folder, and never writes into another one's."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -31,6 +32,8 @@ def claim(out: Path, identity: dict[str, Any]) -> bool:
         return True
     if (out / CLAIM).is_file():
         _same(out, read_json(out / CLAIM), identity)
+        for left in out.rglob(".*.part"):  # of a process that was killed while it wrote
+            left.unlink()
         return False
     if out.exists() and any(out.iterdir()):
         raise DataError(f"--out {out} is not empty and holds no preparation; accepted: a new or empty folder")
@@ -55,8 +58,21 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    if isinstance(value, list):  # sources
+        text = ", ".join(_source(each) for each in value)
+    else:
+        text = f"'{value}'" if isinstance(value, str) else str(value)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _source(source: dict[str, Any]) -> str:
+    name = next((str(source[key]) for key in ("name", "package", "dataset", "python") if key in source), "?")
+    digest = source.get("sha256") or source.get("commit") or _digest(source)
+    return f"{name} ({digest[:12]})"
+
+
+def _digest(source: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
 
 
 def discard(out: Path) -> None:

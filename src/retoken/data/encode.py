@@ -10,8 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,14 @@ def _encoder(config: EncodeConfig) -> Encoder:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears the interruption and winds the pool down
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot wind its pool down; nobody is left to read what we would send."""
+    if (parent := parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(config: EncodeConfig, texts: list[str]) -> dict[str, Encoded]:

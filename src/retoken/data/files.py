@@ -30,7 +30,7 @@ def write_atomic(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises:
         DiskError: the system refused (disk full, no permission, ...); the temporary file is removed.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:

@@ -1,27 +1,29 @@
 """Text to token shards: claim the folder, get the tokenizer, encode piece by piece, write the manifest."""
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from filelock import BaseFileLock, FileLock, Timeout
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from retoken.data.claim import COUNTS, TOKEN_BYTES, TOKENIZER, claim, discard, tidy
-from retoken.data.clean import Cleaner
+from retoken.data.claim import TOKENIZER, claim, discard
 from retoken.data.config import PrepareConfig
+from retoken.data.corpus import Documents, open_corpus
 from retoken.data.encode import Batch, EncodeConfig, Encoded, encoding, is_held_out
-from retoken.data.files import ResumableError, sha256_file, write_atomic, write_bytes
-from retoken.data.hub import hub_corpus
-from retoken.data.manifest import MANIFEST, SPLITS, Manifest, SplitInfo
+from retoken.data.files import DiskError, ResumableError, write_bytes
+from retoken.data.finish import finish
+from retoken.data.manifest import MANIFEST, Manifest, SplitInfo
+from retoken.data.packages import cache_folder
 from retoken.data.pieces import completed, plan, summarise, write_pieces
 from retoken.data.progress import Reporter
-from retoken.data.prose import builtin_corpus, default_corpus, pinned_sources
-from retoken.data.sources import file_corpus
-from retoken.data.stream import Corpus, TextStream
-from retoken.data.tokenizer import eos_of, fingerprint, load_tokenizer, token_bytes, train_bpe
+from retoken.data.prose import pinned_sources
+from retoken.data.stream import Corpus
+from retoken.data.tokenizer import eos_of, fingerprint, load_tokenizer, train_bpe
 from retoken.errors import DataError, RetokenError
 
 MIN_SPLIT_TOKENS = 128
@@ -44,7 +46,7 @@ def prepare(config: PrepareConfig, progress: Reporter | None = None) -> Manifest
         ConfigError: an option is out of range, or the tokenizer has no end-of-text token.
     """
     progress = progress or Reporter()
-    with tempfile.TemporaryDirectory(prefix="retoken-") as staging:
+    with _alone(config.out, progress), tempfile.TemporaryDirectory(prefix="retoken-") as staging:
         identity = _identity(config, Path(staging))
         if _already_there(config, identity):
             return Manifest.load(config.out)
@@ -63,14 +65,41 @@ def prepare(config: PrepareConfig, progress: Reporter | None = None) -> Manifest
             raise
 
 
+@contextmanager
+def _alone(out: Path, progress: Reporter) -> Iterator[None]:
+    """Keeps two processes from preparing the same folder; the second waits, and then finds it finished."""
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:32]
+    locks = cache_folder() / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{name}.lock")
+        if not _try(lock):
+            progress.note(f"another process is preparing {out}; waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise DiskError(f"cannot lock in {locks} ($RETOKEN_CACHE): {error.strerror or error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _try(lock: BaseFileLock) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    return True
+
+
 def _identity(config: PrepareConfig, staging: Path) -> dict[str, Any]:
     """What was asked for, before the corpus is opened; a tokenizer by name is saved to `staging`."""
     named = config.corpus in ("default", "builtin")
     identity: dict[str, Any] = {"asked": config.corpus if named else "", "settings": config.settings()}
-    identity["tokenizer"] = config.tokenizer
+    local = Path(config.tokenizer).is_dir()
+    identity["tokenizer"] = Path(config.tokenizer).name if local else config.tokenizer
     if config.tokenizer != "bpe":
         tokenizer = load_tokenizer(config.tokenizer)
-        identity["tokenizer"] = Path(config.tokenizer).name
         identity["fingerprint"] = _save(tokenizer, staging)
     return identity
 
@@ -92,49 +121,6 @@ def _already_there(config: PrepareConfig, identity: dict[str, Any]) -> bool:
     )
 
 
-def open_corpus(config: PrepareConfig) -> Corpus:
-    """The corpus that `config.corpus` names.
-
-    Raises:
-        DataError: it is missing or broken.
-    """
-    if config.corpus == "default":
-        return default_corpus()
-    if config.corpus == "builtin":
-        return builtin_corpus()
-    if config.corpus.startswith("hf:"):
-        return hub_corpus(
-            config.corpus.removeprefix("hf:"),
-            subset=config.subset,
-            split=config.hf_split,
-            revision=config.revision,
-            field=config.field,
-        )
-    return file_corpus(Path(config.corpus), field=config.field, documents=config.documents)
-
-
-class _Documents:
-    """The corpus as (document, UTF-8 bytes), cleaned if asked, from a position on."""
-
-    def __init__(self, config: PrepareConfig, corpus: Corpus) -> None:
-        self.stream: TextStream = corpus.open()
-        self._cleaner = Cleaner() if config.clean else None
-        self._skip = 0
-
-    def seek(self, position: dict[str, Any]) -> None:
-        if self._cleaner is None:
-            self.stream.seek(position)
-        else:  # what was seen decides what is a repetition, so it is read and cleaned again
-            self._skip = int(position["documents"])
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        for index, text in enumerate(self.stream):
-            if self._cleaner is not None:
-                text = self._cleaner.clean(text)
-            if index >= self._skip and text and not text.isspace():
-                yield text, len(text.encode())
-
-
 def _prepare(
     config: PrepareConfig, corpus: Corpus, identity: dict[str, Any], staging: Path, progress: Reporter
 ) -> Manifest:
@@ -149,7 +135,7 @@ def _prepare(
     )
     splits = summarise(_pieces(config, corpus, encode, progress))
     _check_sizes(config, splits)
-    return _finish(config.out, identity, encode, splits, backend, corpus.notes)
+    return finish(config.out, identity, encode, splits, backend, corpus.notes)
 
 
 def _tokenizer(
@@ -177,7 +163,7 @@ def _training_text(config: PrepareConfig, corpus: Corpus, progress: Reporter) ->
         config.bpe_bytes, config.max_bytes or config.bpe_bytes, corpus.total_bytes or config.bpe_bytes
     )
     taken = seen = 0
-    for text, size in _Documents(config, corpus):
+    for text, size in Documents(config, corpus):
         seen += size
         if not is_held_out(text, config.val_fraction):
             taken += size
@@ -195,7 +181,7 @@ def _pieces(
     seen = records[-1]["seen"] if records else 0
     if records and records[-1]["last"]:
         return records
-    documents = _Documents(config, corpus)
+    documents = Documents(config, corpus)
     if records:
         progress.note(f"continuing behind {len(records)} finished pieces ({seen} bytes of text)")
         documents.seek(records[-1]["stream"])
@@ -228,41 +214,3 @@ def _check_sizes(config: PrepareConfig, splits: dict[str, SplitInfo]) -> None:
                 f"documents and {split.tokens} tokens at --val-fraction {config.val_fraction}; "
                 f"accepted: {MIN_SPLIT_TOKENS} tokens or more in each split"
             )
-
-
-def _finish(
-    out: Path,
-    identity: dict[str, Any],
-    encode: EncodeConfig,
-    splits: dict[str, SplitInfo],
-    backend: Tokenizer,
-    notes: tuple[str, ...],
-) -> Manifest:
-    """Side files, then the manifest, whose presence says that everything is there."""
-    vocab_size = max(backend.get_vocab().values()) + 1
-    counts = np.stack([_count(out, splits[name], encode.dtype, vocab_size) for name in SPLITS])
-    write_atomic(out / COUNTS, lambda file: np.save(file, counts))
-    write_atomic(out / TOKEN_BYTES, lambda file: np.save(file, token_bytes(backend, vocab_size)))
-    manifest = Manifest(
-        vocab_size=vocab_size,
-        eos_id=encode.eos_id,
-        tokenizer_fingerprint=fingerprint(out / TOKENIZER, encode.eos_id),
-        dtype=encode.dtype,
-        splits=splits,
-        files={name: sha256_file(out / name) for name in (COUNTS, TOKEN_BYTES)},
-        preparation=identity,
-        notes=notes,
-    )
-    manifest.save(out)
-    tidy(out)
-    return manifest
-
-
-def _count(out: Path, split: SplitInfo, dtype: str, vocab_size: int) -> np.ndarray:
-    """How often each id occurs in a split, int64 [V]."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for shard in split.shards:
-        counts += np.bincount(
-            np.fromfile(out / shard.file, dtype=np.dtype(dtype).newbyteorder("<")), minlength=vocab_size
-        )
-    return counts

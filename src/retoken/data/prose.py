@@ -22,8 +22,8 @@ def default_corpus() -> Corpus:
 
     Documents are speeches, Wikipedia articles (everything known under one title, whichever package it comes
     from, is one document, so that no article is in both splits), web pages and stories. Paragraphs are
-    cleaned and deduplicated (`clean.py`), and documents stand in the order of a hash of their content: any part
-    of the corpus holds every source in proportion.
+    cleaned and deduplicated (`clean.py`), and documents stand in the order of a hash of their content: any
+    part of the corpus holds every source in proportion.
 
     Raises:
         DataError: a package is not the pinned one.
