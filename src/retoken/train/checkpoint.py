@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import shutil
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from retoken.errors import CheckpointError, TrainingError
-from retoken.train.files import atomic_folder, read_json, write_json
+from retoken.errors import CheckpointError
+from retoken.train.files import atomic_folder, read_json, write_json, writing
 from retoken.train.world import World
 
 FORMAT_VERSION = 1
@@ -50,21 +49,16 @@ def save(
         TrainingError: The disk is full or refuses; what was there before is intact.
     """
     target = root / f"step-{step:06d}"
-    try:
-        with atomic_folder(target) as folder:
-            model.save_pretrained(folder)
-            save_file(optimizer_tensors(optimizer), folder / OPTIMIZER_FILE)
-            save_file(rng, folder / RNG_FILE)
-            sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-            write_json(
-                folder / STATE_FILE,
-                {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "state": state},
-            )
-    except (OSError, SafetensorError) as error:
-        last = newest_path(root)
-        raise TrainingError(
-            f"{target}: cannot write ({_reason(error)}); last good checkpoint: {last or 'none'}"
-        ) from error
+    with (
+        writing(target, f"; last good checkpoint: {newest_path(root) or 'none'}"),
+        atomic_folder(target) as folder,
+    ):
+        model.save_pretrained(folder)
+        save_file(optimizer_tensors(optimizer), folder / OPTIMIZER_FILE)
+        save_file(rng, folder / RNG_FILE)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        values = {"format_version": FORMAT_VERSION, "step": step, "files": sizes, "state": state}
+        write_json(folder / STATE_FILE, values)
     return target
 
 
@@ -164,8 +158,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not readable as safetensors ({error})") from None
-
-
-def _reason(error: Exception) -> str:
-    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    return "the disk is full" if full else str(error)

@@ -204,6 +204,10 @@ def _check_choices(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int" and type(value) is not int:
+            raise ConfigError(f"{field.name} is {value!r}; accepted: an integer")
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
         value = getattr(config, name)
         low = name in _POSITIVE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from retoken.errors import CheckpointError
+from safetensors import SafetensorError
+
+from retoken.errors import CheckpointError, TrainingError
 
 
 @contextmanager
@@ -69,6 +72,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds a {type(values).__name__}; expected an object")
     return values
+
+
+@contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Turn what the disk refuses into one line that names `path`.
+
+    Raises:
+        TrainingError: The disk is full, or does not take it.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path}: cannot write ({reason}){hint}") from error
 
 
 def sync(path: Path) -> None:

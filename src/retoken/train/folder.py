@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
@@ -18,7 +19,7 @@ import transformers
 
 from retoken.errors import TrainingError
 from retoken.train.config import TrainConfig
-from retoken.train.files import read_json, write_json
+from retoken.train.files import read_json, write_json, writing
 from retoken.train.world import World
 
 FREE_OPTIONS = ("out", "data", "threads", "device", "keep", "checkpoint_every")
@@ -45,29 +46,32 @@ class RunFolder:
 
     @contextmanager
     def held_by(self, world: World, config: TrainConfig, data_fingerprint: str) -> Iterator[None]:
-        """The folder for one run: locked and claimed by the first process, the others wait for that."""
+        """The folder for one run: locked and looked at by the first process, the others wait for that.
+
+        Raises:
+            TrainingError: It belongs to another run (the first differing option is named), or is no run's.
+        """
         with self._locked() if world.leads else nullcontext():
             if world.leads:
-                self._claim(config, data_fingerprint)
+                self._refuse_foreign(_identity(config, data_fingerprint))
             world.wait()
             yield
 
-    def _claim(self, config: TrainConfig, data_fingerprint: str) -> None:
-        """Make the folder this run's, or find that it is already.
+    def claim(self, config: TrainConfig, data_fingerprint: str) -> None:
+        """Make the folder this run's, for good; done when everything is known to fit."""
+        if self.config.exists():
+            return
+        with writing(self.config):
+            identity = _identity(config, data_fingerprint)
+            write_json(self.config, {"format_version": 1, **identity, "environment": _environment()})
 
-        Raises:
-            TrainingError: It belongs to another run (the first differing option is named), or is no folder.
-        """
-        wanted = {"train": config.to_dict(), "data_fingerprint": data_fingerprint}
+    def _refuse_foreign(self, wanted: dict[str, Any]) -> None:
         if self.config.exists():
             _refuse_other(self.config, read_json(self.config), wanted)
-            return
-        if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
+        elif _visible(self.path):
             raise TrainingError(
                 f"out {self.path} holds something else; accepted: a new or empty folder, or this run's"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.config, {"format_version": 1, **wanted, "environment": _environment()})
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -76,15 +80,29 @@ class RunFolder:
         Raises:
             TrainingError: Another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as handle:
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / ".lock").open("w")
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise TrainingError(
                     f"out {self.path}: another process is training there; accepted: one at a time"
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                self._leave_nothing_empty()
+
+    def _leave_nothing_empty(self) -> None:
+        """A run that was refused before it began leaves no folder behind."""
+        if not _visible(self.path):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _identity(config: TrainConfig, data_fingerprint: str) -> dict[str, Any]:
+    return {"train": config.to_dict(), "data_fingerprint": data_fingerprint}
 
 
 def fingerprint(manifest: Any) -> str:

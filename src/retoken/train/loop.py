@@ -15,7 +15,7 @@ from retoken.train import checkpoint, peak, setup
 from retoken.train.compiled import compile_for
 from retoken.train.config import TrainConfig
 from retoken.train.evaluate import Evaluation, evaluate
-from retoken.train.files import atomic_folder
+from retoken.train.files import atomic_folder, writing
 from retoken.train.folder import RunFolder, fingerprint
 from retoken.train.memory import keep_freed_memory
 from retoken.train.metrics import MetricLog, OnEvent
@@ -115,7 +115,9 @@ def prepare(
     model = setup.load_model(found.path) if found else setup.build_model(config, store)
     nn.Module.to(model, world.device).train()
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        setup.recompute_activations(model)
+    if world.leads:
+        folder.claim(config, fingerprint(store.manifest))
     optimizer = setup.build_optimizer_for(model, config)
     forward = compile_for(config, world.wrap(model))
     flops = setup.flops_per_token(config, model)
@@ -190,11 +192,12 @@ def finish(run: Run) -> TrainResult:
     final, folder = evaluate_now(run), run.folder
     result = conclude(run, final)
     if run.world.leads:
-        final.save(folder.token_loss)
-        with atomic_folder(folder.model) as target:
-            run.model.save_pretrained(target)
-            run.store.tokenizer().save_pretrained(target)
-        result.write(folder.result)
+        with writing(folder.path):
+            final.save(folder.token_loss)
+            with atomic_folder(folder.model) as target:
+                run.model.save_pretrained(target)
+                run.store.tokenizer().save_pretrained(target)
+            result.write(folder.result)
     run.world.wait()
     run.log.tell("end", step=run.step, val_loss=result.val_loss, seconds=result.train_seconds)
     return result

@@ -16,6 +16,7 @@ from torch import Tensor
 from retoken.errors import CheckpointError, TrainingError
 from retoken.train.checkpoint import newest_path
 from retoken.train.config import TrainConfig
+from retoken.train.files import writing
 from retoken.train.folder import RunFolder
 from retoken.train.world import World
 
@@ -124,15 +125,11 @@ class MetricLog:
         event = head | values
         if self._file is None or self._board is None:
             return
-        try:
+        with writing(self._folder.metrics):
             self._file.write((json.dumps(event, allow_nan=False) + "\n").encode())
             self._file.flush()
-        except OSError as error:
-            raise TrainingError(
-                f"{self._folder.metrics}: cannot write ({error.strerror or error})"
-            ) from error
-        for name, number in _scalars(kind, values):
-            self._board.add_scalar(name, number, step)
+            for name, number in _scalars(kind, values):
+                self._board.add_scalar(name, number, step)
         self._on_event(event)
 
     def tell(self, kind: str, **values: Any) -> None:

@@ -59,6 +59,12 @@ def build_model(config: TrainConfig, store: TokenStore) -> PreTrainedModel:
     return model
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass."""
+    old = model.gradient_checkpointing_enable  # deprecated, but all that older releases have
+    getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
+
+
 def load_model(path: Path) -> PreTrainedModel:
     """The model in a checkpoint folder, float32, every weight from the files.
 
