@@ -71,7 +71,7 @@ def test_a_split_batch_equals_the_whole(which, micro):
 
 
 def test_the_step_s_gradient_is_that_of_the_paper_s_loss():
-    """Next-token loss plus lambda times Eq. 21 over the whole batch, averaged over layers, by the naive formula."""
+    """Next-token loss plus lambda times Eq. 21 over the whole batch, averaged over layers, all naive."""
     windows, which = token_ids(6, 11), "mort"
     model = attached(which)
     _, found = gradients(attached(which), config_for(which, micro_batch_size=2), windows)

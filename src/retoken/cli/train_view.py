@@ -65,10 +65,7 @@ def print_result(result: TrainResult) -> None:
     bits = "" if result.val_bits_per_byte is None else f", {result.val_bits_per_byte:.4f} bits per byte"
     print(f"{result.name}, seed {result.seed}: {result.out}")
     print(f"  held-out loss  {result.val_loss:.4f} nats per token{bits}, over {result.val_tokens:,} tokens")
-    print(
-        f"  trained        {result.tokens:,} tokens in {result.steps:,} steps, {result.train_seconds:,.1f} s, ",
-        end="",
-    )
-    print(f"{result.tokens_per_second:,.0f} tok/s")
+    speed = f"{result.train_seconds:,.1f} s, {result.tokens_per_second:,.0f} tok/s"
+    print(f"  trained        {result.tokens:,} tokens in {result.steps:,} steps, {speed}")
     print(f"  parameters     {result.backbone_params:,} backbone, {result.table_params:,} tables")
     print(f"  memory         {result.peak_memory_bytes / 2**20:,.0f} MiB at the peak")
