@@ -9,10 +9,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from retoken.cli.main import main
 from retoken.data.config import PrepareConfig
 from retoken.data.prepare import prepare
-from retoken.train import TrainConfig
-from retoken.train.loop import train
 
 WORDS = "the a cat dog house runs sees under over tree blue red and or but when then small big king".split()
 
@@ -48,10 +47,9 @@ def tiny_run(tiny_store: Path) -> Callable[[str], Path]:
 
     def run(variant: str = "mort") -> Path:
         out = tiny_store.parent / f"run-{variant}"
-        config = TrainConfig(
-            out=out, data=tiny_store, preset="demo", variant=variant, steps=3, batch_size=4, context_length=32
-        )  # pyright: ignore
-        train(config)
+        if not out.exists():
+            words = ["train", "demo", "--variant", variant, "--data", str(tiny_store), "--out", str(out)]
+            assert main([*words, "--steps", "3", "--batch-size", "4", "--context-length", "32"]) == 0
         return out
 
     return run

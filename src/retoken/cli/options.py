@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_FAILED_CLASS = re.compile(r"^Error parsing [A-Z]\w*: ")
+_FAILED_CLASS = re.compile(r"^Error parsing \w[\w.]*: ")
 _TELLS_NOTHING = ("Value error", "Missing argument", "Invalid choice")
 _FRAME = " \t│╭╮╰╯─"
 
