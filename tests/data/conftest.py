@@ -1,4 +1,4 @@
-"""Small corpora made here, and a cache folder of the tests' own: nothing is fetched, nothing outside is touched."""
+"""Small corpora made here, and a cache folder of the tests' own: nothing is fetched or left behind."""
 
 import json
 import random
@@ -12,10 +12,13 @@ from retoken.data.manifest import Manifest
 from retoken.data.prepare import prepare
 from retoken.data.progress import Reporter
 
-WORDS = """the of and to in is that it was for on are with as his they be at one have this from or had by hot word but
-what some we can out other were all there when up use your how said an each she which their time if will way about
-many then them write would like so these her long make thing see him two has look more day could go come did number
-sound no most people my over know water than call first who may down side been now find any new work part""".split()
+WORDS = """
+the of and to in is that it was for on are with as his they be at one have this from or had by hot
+word but what some we can out other were all there when up use your how said an each she which their
+time if will way about many then them write would like so these her long make thing see him two has
+look more day could go come did number sound no most people my over know water than call first who
+may down side been now find any new work part
+""".split()
 
 
 def made_up(seed: int, words: int = 120) -> str:

@@ -1,6 +1,8 @@
 """Documents in, the same documents out: boundaries, splits, counts, and bytes that depend on nothing else."""
 
 import json
+import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ def decoded(store: TokenStore, split: str) -> list[str]:
     tokens, tokenizer = store.split(split), store.tokenizer()
     offsets = tokens.document_offsets()
     texts = []
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in pairwise(offsets):
         ids = tokens.read(start, end - start)
         assert ids[-1] == store.manifest.eos_id
         texts.append(tokenizer.decode(ids[:-1]))
@@ -45,7 +47,9 @@ def test_counts_and_bytes_are_those_of_the_text(make, documents, tmp_path):
         assert split.documents == len(texts) == (ids == store.manifest.eos_id).sum()
         assert split.bytes == sum(len(text.encode()) for text in texts)
         assert split.bytes == store.token_bytes()[ids].sum(), "a byte-level vocabulary counts every byte once"
-        assert np.array_equal(np.bincount(ids, minlength=manifest.vocab_size), store.token_counts(name).numpy())
+        assert np.array_equal(
+            np.bincount(ids, minlength=manifest.vocab_size), store.token_counts(name).numpy()
+        )
     assert manifest.dtype == "uint16"
     assert len(store.tokenizer()) == manifest.vocab_size == 400
 
@@ -79,12 +83,14 @@ def test_the_place_of_corpus_and_output_changes_no_byte(make, contents, jsonl, t
         ({"vocab_size": 300}, "vocab_size 400 there, 300 asked"),
         ({"val_fraction": 0.3}, "val_fraction 0.2 there, 0.3 asked"),
         ({"max_bytes": 90_000}, "max_bytes 0 there, 90000 asked"),
-        ({"corpus": "builtin"}, "corpus 'corpus.jsonl' there, 'builtin' asked"),
+        ({"tokenizer": "out/tokenizer"}, "tokenizer 'bpe' there, 'tokenizer' asked"),
     ],
 )
 def test_another_preparation_is_refused_naming_both(make, contents, tmp_path, change, told):
     make()
     before = contents(tmp_path / "out")
+    if "tokenizer" in change:
+        change = {"tokenizer": str(tmp_path / change["tokenizer"])}
     with pytest.raises(DataError, match="holds another preparation") as caught:
         make(**change)
     assert told in str(caught.value)
@@ -95,7 +101,9 @@ def test_a_changed_corpus_is_another_preparation(make, jsonl):
     make()
     with jsonl.open("a") as file:
         file.write(json.dumps({"text": "One more document."}) + "\n")
-    with pytest.raises(DataError, match=r"sources corpus.jsonl \(\w{12}\) there, corpus.jsonl \(\w{12}\) asked"):
+    with pytest.raises(
+        DataError, match=r"sources corpus.jsonl \(\w{12}\) there, corpus.jsonl \(\w{12}\) asked"
+    ):
         make()
 
 
@@ -131,9 +139,11 @@ def test_a_tokenizer_by_path_gives_its_own_ids(make, documents, tmp_path):
 
 def test_large_vocabularies_take_four_bytes(make, tmp_path):
     make("bpe")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bpe" / "tokenizer")
-    tokenizer.add_tokens([f"zzz{index}" for index in range(70_000)])
-    tokenizer.save_pretrained(tmp_path / "wide")
+    shutil.copytree(tmp_path / "bpe" / "tokenizer", tmp_path / "wide")
+    path = tmp_path / "wide" / "tokenizer.json"
+    value = json.loads(path.read_text())
+    value["model"]["vocab"] |= {f"zz{index}": index for index in range(400, 70_400)}
+    path.write_text(json.dumps(value))
     manifest = make("out", tokenizer=str(tmp_path / "wide"))
     assert manifest.dtype == "uint32"
     assert manifest.vocab_size == 70_400

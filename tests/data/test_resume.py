@@ -1,4 +1,4 @@
-"""Interrupted anywhere and started again, a preparation ends in the same bytes, and never shows half a shard."""
+"""Interrupted anywhere and started again, a preparation ends in the same bytes and shows no half shard."""
 
 import errno
 import os
@@ -67,7 +67,9 @@ def test_damage_between_two_runs_is_done_again(make, contents, tmp_path):
 
 
 def test_a_cleaned_corpus_resumes_with_what_it_has_seen(make, contents, jsonl, tmp_path):
-    jsonl.write_text(jsonl.read_text() * 2)  # every paragraph twice: without its memory a resumed run keeps both
+    jsonl.write_text(
+        jsonl.read_text() * 2
+    )  # every paragraph twice: without its memory a resumed run keeps both
     make("whole", clean=True, **SMALL)
     with pytest.raises(KeyboardInterrupt):
         make("out", Interrupting("tokenize", 3), clean=True, **SMALL)
@@ -102,7 +104,16 @@ def test_a_killed_process_leaves_no_child_and_is_continued(make, contents, jsonl
     jsonl.write_text(jsonl.read_text() * 40)
     options = {"shard_bytes": 100_000, "workers": 2}
     make("whole", **options)
-    command = [sys.executable, "-m", "retoken", "prepare", "--corpus", str(jsonl), "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "retoken",
+        "prepare",
+        "--corpus",
+        str(jsonl),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     command += ["--vocab-size", "400", "--val-fraction", "0.2", "--workers", "2", "--shard-bytes", "100000"]
     process = subprocess.Popen(command, start_new_session=True)
     try:

@@ -1,7 +1,7 @@
 """Each window once in an epoch, none on two ranks, the same order for any world size, exact resume."""
 
 import json
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ def test_evaluation_windows_are_in_order_apart_and_spread(split, max_tokens):
     starts = torch.cat(batches)[:, 0].tolist()
     expected = 33 if max_tokens in (0, 1001, 5000) else max(1, max_tokens // 30)
     assert len(starts) == expected
-    assert all(later - earlier >= 30 for earlier, later in zip(starts[:-1], starts[1:], strict=True))
+    assert all(later - earlier >= 30 for earlier, later in pairwise(starts))
     assert all(start % 30 == 0 for start in starts)
     gaps = np.diff([*starts, 990])
     assert gaps.max() - gaps.min() <= 30, "spread evenly"

@@ -133,6 +133,13 @@ def _module_prose(path: Path) -> str:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return ""  # templates and deliberately broken files
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
-    return "\n\n".join(text for text in found if text)
+    return "\n\n".join(_walk(tree))
+
+
+def _walk(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """Docstrings of a node and of what its body defines (`ast.walk` would visit every name)."""
+    if text := ast.get_docstring(node):
+        yield text
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _walk(child)
