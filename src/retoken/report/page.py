@@ -126,7 +126,7 @@ def _cost(
             k: values[k] / mean(base, lambda run, read=read: read(run.record)) for k, read in fields.items()
         }
     # Speed is compared within a seed, as everywhere else.
-    ratios |= {"speed": effect.speed for effect in found if effect.name == name}
+    ratios.update(("speed", effect.speed) for effect in found if effect.name == name)
     return {
         "name": name,
         "backbone": record.backbone_params,

@@ -2,9 +2,11 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -130,3 +132,15 @@ def _write_samples(folder: Path, name: str) -> None:
 def _environment() -> dict:
     return {"cpu": "Invented CPU", "cores": 2, "memory_bytes": 24 * 2**30, "gpu": None, "system": "Linux 6.1",
             "python": "3.11.2", "packages": {"retoken": "0.1.0", "torch": "2.13.0"}}  # fmt: skip
+
+
+@pytest.fixture
+def invented(tmp_path: Path) -> Callable[..., CompareFolder]:
+    """An invented comparison in an empty folder; options of `write_comparison`."""
+    return lambda **options: write_comparison(tmp_path / "invented", **options)
+
+
+@pytest.fixture(scope="session")
+def invented_once(tmp_path_factory: pytest.TempPathFactory) -> CompareFolder:
+    """An invented comparison of all variants over two seeds, to be looked at only."""
+    return write_comparison(tmp_path_factory.mktemp("invented") / "comparison")
