@@ -1,6 +1,8 @@
 """Recomputation in the backward pass sees the ids of its own forward pass, and finds every gradient."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -76,14 +78,32 @@ def test_the_balance_loss_alone_reaches_the_router(configs):
     assert_grads_close(plain, checkpointed)
 
 
-def test_residuals_are_not_kept_beyond_the_layer_where_they_land(configs):
-    """Activation checkpointing saves memory only if the context does not keep every layer's residual."""
-    model, _ = _pair(configs["mort"])
-    _checkpoint(model, reentrant=False)
-    contexts = []
-    model.retoken.begin = lambda context: contexts.append(context)
-    model(input_ids=token_ids())
-    assert contexts[0].routings.keys() == {0, 1, 2} and contexts[0].residuals == {}
+def test_a_recomputation_does_not_become_the_last_forward(configs):
+    """The first pass's recomputation must not stand in for the second pass, whose balance loss is still to come."""
+    plain, checkpointed = _pair(configs["mort"])
+    _checkpoint(checkpointed, reentrant=False)
+    for model in (plain, checkpointed):
+        first = model(input_ids=token_ids(seed=1)).logits.sum()
+        model(input_ids=token_ids(seed=2))
+        first.backward()
+        retoken.balance_loss(model).backward()
+    assert torch.equal(retoken.balance_loss(plain), retoken.balance_loss(checkpointed))
+    assert_grads_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize(("kind", "checkpointed"), [("mort", False), ("mort", True), ("mort-delay", False)])
+def test_a_pass_keeps_no_residual_once_it_is_over(kind, checkpointed, configs):
+    """A residual is let go where it lands; only a delayed one is kept for the recomputation of that layer."""
+    model, _ = _pair(configs[kind])
+    made = []
+    for module in retoken.modulators(model).values():
+        module.register_forward_hook(lambda m, args, out: made.append(weakref.ref(out[0])))
+    if checkpointed:
+        _checkpoint(model, reentrant=False)
+    logits = model(input_ids=token_ids()).logits
+    del logits
+    gc.collect()
+    assert len(made) >= 2 and all(residual() is None for residual in made)
 
 
 def test_enabled_before_attach(configs):

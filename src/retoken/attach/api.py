@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from retoken.attach.checkpoint import FIELD, attached_config_class, attached_model_class, renamings
 from retoken.attach.families import Anatomy, Family, dissect, family_of
-from retoken.attach.wrap import StartForward, modulated_layer_class, plan_hooks
+from retoken.attach.wrap import modulated_layer_class, plan_hooks
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack
@@ -82,14 +82,7 @@ def install(model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, family: 
     for layer, site in zip(anatomy.layers, sites, strict=True):
         layer.__class__ = modulated_layer_class(type(layer))
         layer.retoken_site = site  # pyright: ignore
-    start = StartForward(model, anatomy.base)
-    handles = [anatomy.base.register_forward_pre_hook(start, with_kwargs=True)]
-    for hook in hooks:
-        if hook.before:
-            handles.append(hook.module.register_forward_pre_hook(hook.act, with_kwargs=True))
-        else:
-            handles.append(hook.module.register_forward_hook(hook.act))
-    setattr(model, _HANDLES, handles)
+    setattr(model, _HANDLES, [hook.register() for hook in hooks])
 
 
 def _modulator_for(

@@ -13,42 +13,62 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from retoken.attach.families import Anatomy
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import ForwardContext, Modulator
-from retoken.ops import block_input_norm
+from retoken.ops import Routing, block_input_norm
 from retoken.ops.precision import widen
 
 KEYWORD = "retoken_context"
 
 
 class LayerSite:
-    """One layer's place in one model: which modulators act here, and the context of the pass under way."""
+    """One layer's place in one model. What hooks read here is the same for every layer but for the tensors, so that
+    a compiler that takes the layers one by one compiles one of them.
+    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.context: ForwardContext | None = None
+    def __init__(self, layer: int, delayed: bool) -> None:
+        self.layer, self.delayed = layer, delayed
         self.on_entry: list[RouteFromBlockInput] = []
+        self.forget()
 
-    def modulator(self, layer: int) -> Modulator:
-        """Looked up at each use: adapters may have put a trainable copy in its place."""
-        return self.model.retoken.layers[str(layer)]  # pyright: ignore
+    def forget(self) -> None:
+        """Nothing is under way."""
+        self.modulator: Modulator | None = None
+        self.context: ForwardContext | None = None
+        self.residual: Tensor | None = None
+        self.routing: Routing | None = None
 
-    def pass_under_way(self) -> ForwardContext:
-        """The context, or an error when the layer is run outside of its model."""
+    def begin(self, modulators: nn.ModuleDict) -> None:
+        """A pass starts. Modulators are looked up anew: adapters may have put a trainable copy in their place."""
+        self.forget()
+        if str(self.layer) in modulators:
+            self.modulator = modulators[str(self.layer)]  # pyright: ignore
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
+        return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
+
+    def ids_for(self, hidden: Tensor) -> Tensor:
+        """This pass's ids, for hidden states [B, S, D]; an error when the layer is run outside of its model."""
         if self.context is None:
             raise AttachError("a modulated layer was called without its model, so its token ids are unknown")
-        return self.context
+        return self.context.ids_for(hidden)
 
 
 class SiteHook:
-    """A hook that acts for one modulator. An object, not a closure: a deep copy of the model follows its own."""
+    """A hook that acts at one layer. An object, not a closure: a deep copy of the model follows its own."""
 
-    def __init__(self, site: LayerSite, layer: int) -> None:
-        self.site, self.layer = site, layer
+    def __init__(self, site: LayerSite) -> None:
+        self.site = site
+
+
+def _first_of(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _with_first(output: Any, first: Tensor) -> Any:
@@ -59,9 +79,9 @@ class GateIncrement(SiteHook):
     """ReToken: gate what enters the residual stream (Eq. 2)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        increment = output[0] if isinstance(output, tuple) else output
-        ids = self.site.pass_under_way().ids_for(increment)
-        return _with_first(output, self.site.modulator(self.layer)(increment, ids))
+        increment = _first_of(output)
+        gated = self.site.modulator(increment, self.site.ids_for(increment))  # pyright: ignore
+        return _with_first(output, gated)
 
 
 class RouteFromMlpInput(SiteHook):
@@ -71,47 +91,61 @@ class RouteFromMlpInput(SiteHook):
         self.route(args[0] if args else kwargs["hidden_states"])
 
     def route(self, hidden: Tensor) -> None:
-        """Leave the residual of `hidden` [B, S, D] in the context."""
-        context = self.site.pass_under_way()
-        residual, routing = self.site.modulator(self.layer)(hidden, context.ids_for(hidden))
-        context.leave(self.layer, residual, routing)
+        """Leave the residual of `hidden` [B, S, D] for where it lands, and the routing for the balance loss."""
+        site, ids = self.site, self.site.ids_for(hidden)
+        residual, site.routing = site.modulator(hidden, ids)  # pyright: ignore
+        if site.delayed:
+            site.context.leave(site.layer, residual)  # pyright: ignore
+        else:
+            site.residual = residual
 
 
 class RouteFromBlockInput(RouteFromMlpInput):
     """MoRT as in JTok: choose and mix from the block's normalised input, before its attention."""
 
     def route(self, hidden: Tensor) -> None:
-        """Leave the residual of the block input `hidden` [B, S, D] in the context."""
+        """As its base, from the block input `hidden` [B, S, D]."""
         super().route(block_input_norm(hidden))
 
 
 class AddResidual(SiteHook):
-    """MoRT: add the residual of layer `layer` to the increment of the layer where it lands (Eq. 6, 16)."""
-
-    def __init__(self, site: LayerSite, layer: int, here: bool) -> None:
-        super().__init__(site, layer)
-        self.here = here
+    """MoRT: add the layer's residual to its increment (Eq. 6)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        increment = output[0] if isinstance(output, tuple) else output
-        residual = self.site.pass_under_way().land(self.layer, self.here).to(increment.device)
-        self._check_gradient_path(residual)
-        return _with_first(output, (widen(increment) + residual).to(increment.dtype))
+        increment, residual = _first_of(output), self.landing()
+        summed = widen(increment) + residual.to(increment.device)
+        return _with_first(output, summed.to(increment.dtype))
 
-    def _check_gradient_path(self, residual: Tensor) -> None:
-        scale = self.site.modulator(self.layer).scale
-        if torch.is_grad_enabled() and scale.requires_grad and not residual.requires_grad:
+    def landing(self) -> Tensor:
+        """The residual that lands here. It is dropped: a recomputation makes it anew."""
+        residual, self.site.residual = self.site.residual, None
+        return residual  # pyright: ignore
+
+
+class AddDelayedResidual(AddResidual):
+    """MoRT: add the residual of an earlier layer (Eq. 16)."""
+
+    def __init__(self, site: LayerSite, source: LayerSite) -> None:
+        super().__init__(site)
+        self.source = source
+
+    def landing(self) -> Tensor:
+        """The residual that lands here, from the context."""
+        residual = self.site.context.delayed[self.source.layer]  # pyright: ignore
+        wanted = torch.is_grad_enabled() and self.source.modulator.scale.requires_grad  # pyright: ignore
+        if wanted and not residual.requires_grad:
             raise AttachError(
                 "a delayed MoRT residual has no gradient path: activation checkpointing runs with "
                 "use_reentrant=True; accepted: use_reentrant=False, or injection_delay=0"
             )
+        return residual
 
 
 class StartForward:
-    """Hook on the base model: makes the context of a pass from its input ids."""
+    """Hook on the base model, before it runs: makes the context of a pass from its input ids."""
 
-    def __init__(self, model: PreTrainedModel, base: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: PreTrainedModel, base: nn.Module, sites: list[LayerSite]) -> None:
+        self.model, self.sites = model, sites
         self.names = tuple(inspect.signature(base.forward).parameters)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -122,9 +156,22 @@ class StartForward:
                 "token-indexed parameters need input_ids, found inputs_embeds only; "
                 "pass input_ids (embeddings do not tell which token they stand for)"
             )
-        context = ForwardContext(ids, _mask_of_last(mask, ids))
-        self.model.retoken.begin(context)  # pyright: ignore
-        return args, kwargs | {KEYWORD: context}
+        stack: Any = self.model.retoken
+        stack.begin(ids, _mask_of_last(mask, ids))
+        for site in self.sites:
+            site.begin(stack.layers)
+        return args, kwargs | {KEYWORD: ForwardContext(ids)}
+
+
+class EndForward:
+    """Hook on the base model, after it ran: keeps what the balance loss needs, out of reach of recomputations."""
+
+    def __init__(self, model: PreTrainedModel, sites: list[LayerSite]) -> None:
+        self.model, self.sites = model, sites
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        routings = {site.layer: site.routing for site in self.sites if site.routing is not None}
+        self.model.retoken.finish(routings)  # pyright: ignore
 
 
 def _mask_of_last(mask: Any, ids: Tensor) -> Tensor | None:
@@ -162,24 +209,41 @@ class Hook(NamedTuple):
     """One hook to register: on which module, before or after it runs."""
 
     module: nn.Module
-    act: SiteHook
+    act: Any
     before: bool
+
+    def register(self) -> RemovableHandle:
+        """Register it; the handle removes it."""
+        if self.before:
+            return self.module.register_forward_pre_hook(self.act, with_kwargs=True)
+        return self.module.register_forward_hook(self.act)
 
 
 def plan_hooks(
     model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, anatomy: Anatomy
 ) -> tuple[list[LayerSite], list[Hook]]:
     """The site of every layer, and the hooks that this configuration's modulators need."""
-    sites = [LayerSite(model) for _ in anatomy.layers]
-    hooks: list[Hook] = []
+    delay = config.injection_delay if isinstance(config, MoRTConfig) else 0
+    sites = [LayerSite(layer, delay > 0) for layer in range(len(anatomy.layers))]
+    hooks = [
+        Hook(anatomy.base, StartForward(model, anatomy.base, sites), True),
+        Hook(anatomy.base, EndForward(model, sites), False),
+    ]
     for layer in config.table_layers(len(sites)):
         if isinstance(config, ReTokenConfig):
-            hooks.append(Hook(anatomy.increments[layer], GateIncrement(sites[layer], layer), False))
-            continue
-        if config.router_input == "block_input":
-            sites[layer].on_entry.append(RouteFromBlockInput(sites[layer], layer))
+            hooks.append(Hook(anatomy.increments[layer], GateIncrement(sites[layer]), False))
         else:
-            hooks.append(Hook(anatomy.mlps[layer], RouteFromMlpInput(sites[layer], layer), True))
-        landing = layer + config.injection_delay
-        hooks.append(Hook(anatomy.increments[landing], AddResidual(sites[landing], layer, landing == layer), False))
+            hooks.extend(_mort_hooks(config, anatomy, sites, layer))
     return sites, hooks
+
+
+def _mort_hooks(config: MoRTConfig, anatomy: Anatomy, sites: list[LayerSite], layer: int) -> list[Hook]:
+    hooks: list[Hook] = []
+    source = sites[layer]
+    if config.router_input == "block_input":
+        source.on_entry.append(RouteFromBlockInput(source))
+    else:
+        hooks.append(Hook(anatomy.mlps[layer], RouteFromMlpInput(source), True))
+    landing = layer + config.injection_delay
+    add = AddDelayedResidual(sites[landing], source) if source.delayed else AddResidual(source)
+    return [*hooks, Hook(anatomy.increments[landing], add, False)]

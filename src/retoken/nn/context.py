@@ -5,25 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from retoken.errors import AttachError
-from retoken.ops import Routing
 
 
 class ForwardContext:
     """The token ids of one forward pass, and what its layers leave for later ones.
 
-    It travels as an argument, so that an activation checkpoint recomputes with the ids it ran with. An entry
-    with a gradient path is never overwritten: a recomputation's copy would not carry the real one.
+    It travels as an argument, so that an activation checkpoint recomputes with the ids it ran with.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor | None = None) -> None:
+    def __init__(self, ids: Tensor) -> None:
         self.ids = ids
         """[B, S] token ids."""
-        self.mask = mask
-        """[B, S], false where padded; None when nothing is."""
-        self.residuals: dict[int, Tensor] = {}
-        """Layer -> its MoRT residual [B, S, D], until it lands (Eq. 16)."""
-        self.routings: dict[int, Routing] = {}
-        """Layer -> what its router chose."""
+        self.delayed: dict[int, Tensor] = {}
+        """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
 
     def ids_for(self, hidden: Tensor) -> Tensor:
         """The ids on the device of `hidden` [B, S, D].
@@ -38,17 +32,11 @@ class ForwardContext:
             )
         return self.ids.to(hidden.device)
 
-    def leave(self, layer: int, residual: Tensor, routing: Routing) -> None:
-        """Keep a layer's residual for the layer where it lands, and its routing for the balance loss."""
-        kept, known = self.residuals.get(layer), self.routings.get(layer)
-        if kept is None or (residual.requires_grad and not kept.requires_grad):
-            self.residuals[layer] = residual
-        if known is None or (routing.logits_TE.requires_grad and not known.logits_TE.requires_grad):
-            self.routings[layer] = routing
+    def leave(self, layer: int, residual: Tensor) -> None:
+        """Keep a layer's residual for a later layer, which is recomputed first and must find the one it read.
 
-    def land(self, layer: int, here: bool) -> Tensor:
-        """The residual of `layer`; dropped when it lands `here`, where a recomputation makes it anew.
-
-        A delayed one stays: the layer where it lands is recomputed before the layer that made it.
+        So one with a gradient path is never overwritten: a recomputation's copy would not carry the real one.
         """
-        return self.residuals.pop(layer) if here else self.residuals[layer]
+        kept = self.delayed.get(layer)
+        if kept is None or (residual.requires_grad and not kept.requires_grad):
+            self.delayed[layer] = residual

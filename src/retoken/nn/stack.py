@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn.context import ForwardContext
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
@@ -41,9 +40,13 @@ class ModulatorStack(nn.Module):
         self.mask: Tensor | None = None
         self.batch_load: dict[int, RouterLoad] | None = None
 
-    def begin(self, context: ForwardContext) -> None:
-        """Remember of the pass that starts what its balance loss will need; its residuals go when it ends."""
-        self.routings, self.mask = context.routings, context.mask
+    def begin(self, ids: Tensor, mask: Tensor | None) -> None:
+        """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding."""
+        self.routings, self.mask = None, mask
+
+    def finish(self, routings: dict[int, Routing]) -> None:
+        """Keep of the pass that ran what its routers chose."""
+        self.routings = routings
 
     def part_of(self, total: dict[int, RouterLoad] | None) -> None:
         """Take the next balance losses as parts of a batch with these loads; None: each pass is a batch."""
