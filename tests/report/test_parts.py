@@ -57,9 +57,17 @@ def tokens_run(folder: Path, name: str, nll: np.ndarray, count: np.ndarray, seed
     folder.mkdir(parents=True)
     save_file({"nll": nll, "count": count}, folder / "token_loss.safetensors")
     record = RunRecord(
-        name=name, seed=seed, val_loss=1.0, val_bits_per_byte=1.0, tokens=1, backbone_params=1,
-        table_params=0, stored_params=1, flops_per_token=1.0, train_seconds=1.0, tokens_per_second=1.0, peak_memory_bytes=1,
-    )  # fmt: skip
+        **{
+            "name": name,
+            "seed": seed,
+            "val_loss": 1.0,
+            "val_bits_per_byte": 1.0,
+            "tokens": 1,
+            "table_params": 0,
+        },
+        **dict.fromkeys(("backbone_params", "stored_params", "peak_memory_bytes"), 1),
+        **dict.fromkeys(("flops_per_token", "train_seconds", "tokens_per_second"), 1.0),
+    )
     empty = curve([], [])
     return Run(
         folder=folder, record=record, start_memory_bytes=0, val_tokens=0, train=empty, evals=empty, probes=()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -190,17 +189,20 @@ def _flag(name: str) -> str:
 
 def _default_data(preset: str) -> Path:
     """The default corpus with a vocabulary of the preset's size, prepared once for all comparisons."""
+    from retoken.cli.prepare import Bar
     from retoken.data.config import PrepareConfig
+    from retoken.data.manifest import MANIFEST
     from retoken.data.packages import cache_folder
     from retoken.data.prepare import prepare
 
     size = presets.get(preset).vocab_size
     out = cache_folder() / "stores" / f"default-{size}"
-    print(
-        f"retoken compare: no --data given; the default corpus with {size} tokens of vocabulary is in {out}",
-        file=sys.stderr,
-    )
-    prepare(PrepareConfig(out=out, corpus="default", vocab_size=size))
+    known = (out / MANIFEST).exists()
+    with Bar() as bar:
+        bar.note(f"no --data given: the default corpus, with a vocabulary of {size}, in {out}")
+        manifest = prepare(PrepareConfig(out=out, corpus="default", vocab_size=size), bar)
+        for text in manifest.notes if known else ():  # a new preparation has said them itself
+            bar.note(text)
     return out
 
 
