@@ -122,6 +122,8 @@ def test_special_tokens_written_out_in_a_text_stay_text(make, documents, tmp_pat
     manifest = make(corpus=str(path))
     store = TokenStore.open(tmp_path / "out")
     assert sum(split.documents for split in manifest.splits.values()) == len(documents)
+    counts = sum(store.token_counts(name)[manifest.eos_id].item() for name in manifest.splits)
+    assert counts == len(documents), "only the ends of documents are end-of-text tokens"
     assert sorted(decoded(store, "train") + decoded(store, "val")) == sorted(tricky)
 
 
