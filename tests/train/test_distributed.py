@@ -51,7 +51,8 @@ MORT = retoken.MoRTConfig(balance_coef=1.0)
 
 
 @pytest.mark.parametrize(
-    "options", [{"variant": "mort", "modulator": MORT, "micro_batch_size": 1}, {"variant": "retoken", "eval_every": 6}]
+    "options",
+    [{"variant": "mort", "modulator": MORT, "micro_batch_size": 1}, {"variant": "retoken", "eval_every": 6}],
 )
 def test_two_processes_train_what_one_trains(make, tmp_path, options):
     """The same batches in the same order, Eq. 21 over the batch of both; only the order of sums differs."""
@@ -61,7 +62,9 @@ def test_two_processes_train_what_one_trains(make, tmp_path, options):
     for kind, key in (("train", "loss"), ("eval", "val_loss"), ("train", "grad_norm")):
         ours, theirs = ([line[key] for line in lines(config.out, kind)] for config in (two, one))
         assert ours == pytest.approx(theirs, rel=2e-4)
-    a, b = (load_file(config.out / "checkpoints" / "step-000012" / "model.safetensors") for config in (one, two))
+    a, b = (
+        load_file(config.out / "checkpoints" / "step-000012" / "model.safetensors") for config in (one, two)
+    )
     for name in a:
         assert_close(name, a[name], b[name], units=40_000)
     counts = [load_file(config.out / "token_loss.safetensors")["count"] for config in (one, two)]
@@ -81,8 +84,29 @@ def test_one_signalled_process_stops_both_and_they_resume_bit_equal(make, tmp_pa
 
 def test_torchrun_runs_the_command(make, store, tmp_path):
     out = tmp_path / "torchrun"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "retoken", "train"]
-    options = ["cpu-xs", "--data", store, "--out", out, "--steps", "3", "--batch-size", "4", "--context-length", "16"]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "retoken",
+        "train",
+    ]
+    options = [
+        "cpu-xs",
+        "--data",
+        store,
+        "--out",
+        out,
+        "--steps",
+        "3",
+        "--batch-size",
+        "4",
+        "--context-length",
+        "16",
+    ]
     done = subprocess.run(
         [sys.executable, *command, *map(str, options), "--eval-tokens", "400", "--json"],
         capture_output=True,

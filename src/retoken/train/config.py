@@ -78,8 +78,8 @@ class TrainConfig:
     """AdamW: decoupled decay of matrices; vectors and embeddings have none."""
     grad_clip: float = 1.0
     """Largest global norm of the gradient; 0: no clipping."""
-    table_lr_mult: float = 1.0
-    """Learning rate of the token tables over `lr`."""
+    table_lr_mult: float = 5.0
+    """Learning rate of the token tables over `lr`; see studies/defaults."""
     table_weight_decay: float = 0.0
     """Decoupled decay of the token tables."""
     scale_lr_mult: float = 1.0

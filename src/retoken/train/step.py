@@ -64,17 +64,25 @@ class Stepper:
                 outputs = self._forward(
                     input_ids=windows[:, :-1], labels=targets, shift_labels=targets, use_cache=False
                 )
-            balance = retoken.balance_loss(self._model) if self._balances else None
-            self._share_of(outputs.loss, balance, parts).backward()
+            means = parts * self._world.size
+            balance = self._balance(means > 1)
+            self._share_of(outputs.loss, balance, parts, means).backward()
         return self._language_loss(outputs, balance)
 
-    def _share_of(self, loss: Tensor, balance: Tensor | None, parts: int) -> Tensor:
-        """What one micro-batch adds to the step's objective.
+    def _balance(self, in_parts: bool) -> Tensor | None:
+        """What the last forward pass's loss holds of it; with a gradient where that is a batch's part."""
+        if not self._balances:
+            return None
+        with torch.set_grad_enabled(in_parts):
+            return retoken.balance_loss(self._model)
 
-        The next-token loss is a mean over micro-batches and processes. The balance parts of Eq. 21, which are
-        in `loss` once, are to be summed: they get the factor that the two means take away.
+    @staticmethod
+    def _share_of(loss: Tensor, balance: Tensor | None, parts: int, means: int) -> Tensor:
+        """What one of `parts` micro-batches adds to the step's objective.
+
+        The next-token loss is a mean over micro-batches and processes, `means` in all. The balance parts of
+        Eq. 21, which are in `loss` once, are to be summed: they get the factor that the means take away.
         """
-        means = parts * self._world.size
         if balance is None or means == 1:
             return loss / parts
         return (loss + (means - 1) * balance) / parts

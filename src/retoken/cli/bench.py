@@ -1,0 +1,148 @@
+"""`retoken bench`: side-by-side timings, ratios first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from retoken import presets
+from retoken.cli.options import as_json
+from retoken.errors import ConfigError
+from retoken.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Time ReToken and MoRT against the plain backbone in turns on this machine; ratios come first.
+
+    `train`: the training loop over a bare step, forward and training throughput of the three variants, eager
+    and compiled, and the operators a step spends its time in.
+    """
+
+    what: Annotated[Literal["train"], tyro.conf.Positional]
+    """What to time."""
+    preset: Annotated[str, tyro.conf.Positional] = "cpu-s"
+    """Backbone by preset name; `retoken presets` lists them."""
+    data: Path | None = None
+    """Token store written by `retoken prepare`; without it one is made of the prose this Python carries."""
+    modes: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
+    """With and without torch.compile."""
+    repeats: int = 8
+    """Turns of each variant; quartiles over them are the spread."""
+    steps: int = 4
+    """Training steps, or forward passes, of one turn."""
+    batch_size: int | None = None
+    """Sequences per step; without it the preset's."""
+    context_length: int | None = None
+    """Tokens per sequence; without it the preset's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of forward and backward."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; "auto": a GPU where there is one."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Measure and print; returns the exit code."""
+        if self.repeats < 2 or self.steps < 1:
+            raise ConfigError(
+                f"--repeats is {self.repeats} and --steps {self.steps}; accepted: from 2, and from 1"
+            )
+        from retoken.train import bench, timing
+
+        with TemporaryDirectory(prefix="retoken-bench-") as folder:
+            config = self._config(Path(folder))
+            before = timing.machine()
+            rates = bench.measure_throughput(config, modes=self.modes, steps=self.steps, repeats=self.repeats)
+            overheads = [bench.measure_overhead(run, segments=self.repeats + 2) for run in _variants(config)]
+            spots = {run.variant: bench.hotspots(run) for run in _variants(config)}
+        found = {
+            "machine": before | {"load_after": timing.machine()["load"]},
+            "preset": self.preset,
+            "throughput": [asdict(rate) for rate in rates],
+            "loop_overhead": [asdict(overhead) for overhead in overheads],
+            "hotspots": {name: [asdict(spot) for spot in rows] for name, rows in spots.items()},
+        }
+        if self.json:
+            print(as_json(found))
+        else:
+            _show(Console(), rates, overheads, spots)
+            print(f"machine: {found['machine']}")
+        return 0
+
+    def _config(self, folder: Path) -> TrainConfig:
+        preset = presets.get(self.preset)
+        given = {"batch_size": self.batch_size, "context_length": self.context_length}
+        recipe: dict[str, Any] = preset.recipe.to_dict() | {
+            key: value for key, value in given.items() if value
+        }
+        data = self.data or _builtin_store(folder, preset.vocab_size)
+        return TrainConfig(
+            out=folder / "run",
+            data=data,
+            preset=preset.name,
+            dtype=self.dtype,
+            device=self.device,
+            threads=self.threads,
+            log_every=5,
+            **recipe,
+        )
+
+
+def _builtin_store(folder: Path, vocab_size: int) -> Path:
+    from retoken.data.config import PrepareConfig
+    from retoken.data.prepare import prepare
+
+    prepare(PrepareConfig(corpus="builtin", out=folder / "store", vocab_size=vocab_size))
+    return folder / "store"
+
+
+def _variants(config: TrainConfig) -> list[TrainConfig]:
+    import dataclasses
+
+    from retoken.train.bench import VARIANTS
+
+    return [dataclasses.replace(config, variant=name) for name in VARIANTS]  # pyright: ignore[reportArgumentType]
+
+
+def _show(console: Console, rates: Sequence, overheads: Sequence, spots: dict[str, list]) -> None:
+    console.print(_rate_table(rates))
+    console.print(_overhead_table(overheads))
+    for name, rows in spots.items():
+        table = Table(
+            "operator", "ms a step", "share", "calls", title=f"{name}: where a training step goes", box=None
+        )
+        for spot in rows:
+            table.add_row(spot.operator, f"{spot.milliseconds:.2f}", f"{spot.share:.1%}", f"{spot.calls:.0f}")
+        console.print(table)
+
+
+def _rate_table(rates: Sequence) -> Table:
+    table = Table("work", "mode", "variant", "of plain", "quartiles", "tok/s", title="throughput", box=None)
+    for rate in rates:
+        over = rate.over_plain
+        quartiles = f"{over.low:.3f}-{over.high:.3f}"
+        speed = f"{rate.tokens_per_second.median:,.0f}"
+        table.add_row(rate.work, rate.mode, rate.variant, f"{over.median:.3f}", quartiles, speed)
+    return table
+
+
+def _overhead_table(overheads: Sequence) -> Table:
+    names = ("over bare", "over bare + clipping", "CPU over bare", "CPU over bare + clipping")
+    table = Table(
+        "variant", *names, "ms a step", title="the loop's own overhead (median, quartiles)", box=None
+    )
+    for found in overheads:
+        spreads = (found.over_bare, found.over_clipped, found.cpu_over_bare, found.cpu_over_clipped)
+        cells = [f"{s.median:+.1%} ({s.low:+.1%} to {s.high:+.1%})" for s in spreads]
+        table.add_row(found.variant, *cells, f"{found.step_seconds.median * 1000:.1f}")
+    return table
