@@ -112,7 +112,7 @@ def assert_close(name: str, ref: Tensor, out: Tensor, *, units: float = 32, floo
     `floor` is the largest element to reckon with where the reference is itself the rounding of zero.
 
     Raises:
-        AssertionError: another shape, a NaN or infinity on one side only, or a larger difference; it says how large.
+        AssertionError: another shape, a NaN or infinity on one side only, or a larger difference.
     """
     assert ref.shape == out.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref.shape)}"
     eps = max(torch.finfo(x.dtype).eps for x in (ref, out))

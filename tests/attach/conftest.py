@@ -1,4 +1,4 @@
-"""The independent reading of an attached model that the battery compares with, and one list of configurations."""
+"""The independent reading of an attached model that the battery compares with, and its configurations."""
 
 import copy
 
@@ -23,7 +23,7 @@ class Reference(nn.Module):
     """The paper's equations on a plain backbone, knowing of its layers only that each has an `mlp`.
 
     A layer is run twice, once with its MLP silenced: the difference is the increment that enters the residual
-    stream, wherever the family takes it from. Rows, scales and routers are leaves of its own, `rows[layer]` and so on.
+    stream, wherever the family takes it from. Rows, scales and routers are leaves of its own: `parts[layer]`.
     """
 
     def __init__(self, backbone, config, attached):

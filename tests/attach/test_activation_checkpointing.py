@@ -79,7 +79,7 @@ def test_the_balance_loss_alone_reaches_the_router(configs):
 
 
 def test_a_recomputation_does_not_become_the_last_forward(configs):
-    """The first pass's recomputation must not stand in for the second pass, whose balance loss is still to come."""
+    """The first pass's recomputation must not stand in for the second, whose balance loss is to come."""
     plain, checkpointed = _pair(configs["mort"])
     _checkpoint(checkpointed, reentrant=False)
     for model in (plain, checkpointed):

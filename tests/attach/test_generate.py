@@ -34,7 +34,9 @@ def _greedy_without_cache(model, ids):
 
 
 def _generate(model, ids, **kwargs):
-    return model.generate(input_ids=ids, max_new_tokens=NEW, pad_token_id=0, **({"do_sample": False} | kwargs))
+    return model.generate(
+        input_ids=ids, max_new_tokens=NEW, pad_token_id=0, **({"do_sample": False} | kwargs)
+    )
 
 
 @pytest.mark.parametrize("model", FAMILIES, indirect=True)
@@ -45,12 +47,19 @@ def test_greedy(model):
 
 def test_modulation_changes_what_is_generated(configs):
     plain = tiny_model("llama")
-    assert not torch.equal(_generate(plain, token_ids()), _generate(_attached(configs["retoken"]), token_ids()))
+    assert not torch.equal(
+        _generate(plain, token_ids()), _generate(_attached(configs["retoken"]), token_ids())
+    )
 
 
 def test_beam_search_with_cache_equals_without(model):
     ids = token_ids()
-    options = {"num_beams": 3, "num_return_sequences": 2, "output_scores": True, "return_dict_in_generate": True}
+    options = {
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "output_scores": True,
+        "return_dict_in_generate": True,
+    }
     out = [_generate(model, ids, use_cache=cache, **options) for cache in (True, False)]
     assert torch.equal(out[0].sequences, out[1].sequences)
     assert_close("beam scores", out[1].sequences_scores, out[0].sequences_scores)
@@ -96,7 +105,10 @@ def test_static_cache_by_hand(model):
     cache = StaticCache(config=model.config, max_cache_len=12)
     with torch.no_grad():
         full = model(input_ids=ids).logits
-        parts = [model(input_ids=x, past_key_values=cache, use_cache=True).logits for x in ids.split((4, 1, 3, 1), 1)]
+        parts = [
+            model(input_ids=x, past_key_values=cache, use_cache=True).logits
+            for x in ids.split((4, 1, 3, 1), 1)
+        ]
     assert_close("logits", full, torch.cat(parts, 1), units=128)
 
 

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from retoken.attach.checkpoint import FIELD, attached_config_class, attached_model_class, renamings
-from retoken.attach.families import Anatomy, Family, dissect, family_of
-from retoken.attach.wrap import modulated_layer_class, plan_hooks
+from retoken.attach.checkpoint import (
+    FIELD,
+    attached_config_class,
+    attached_model_class,
+    read_field,
+    renamings,
+)
+from retoken.attach.families import Anatomy, Family, dissect, family_of, refuse_wrapped
+from retoken.attach.wrap import backbone_class, modulated_layer_class, plan_hooks
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack
@@ -21,6 +27,7 @@ from retoken.nn.stack import build_modulator
 from retoken.ops import RouterLoad
 
 _HANDLES = "_retoken_handles"
+_CONVERSIONS = "_weight_conversions"  # what transformers keeps of how it renamed a loaded checkpoint's keys
 
 
 def attach(
@@ -40,6 +47,8 @@ def attach(
         AttachError: the model is wrapped, attached already, or of an unknown family; or a part is missing.
         ConfigError: the configuration does not fit the model's depth.
     """
+    if not isinstance(config, ReTokenConfig | MoRTConfig):
+        raise AttachError(f"config is a {type(config).__name__}; accepted: a ReTokenConfig or a MoRTConfig")
     if not isinstance(model, PreTrainedModel):
         raise AttachError(
             f"attach takes a transformers PreTrainedModel, found {type(model).__name__}; "
@@ -49,18 +58,22 @@ def attach(
         raise AttachError(f"{type(model).__name__} already carries token-indexed parameters; detach it first")
     family = family or family_of(model)
     anatomy = dissect(model, family)
-    config.table_layers(len(anatomy.layers))
+    refuse_wrapped(model, anatomy)
+    stack = _build_stack(
+        model, anatomy, config
+    )  # may fail for want of memory: the model is untouched till here
     model_class = attached_model_class(type(model))
     _set_config(model, {"modulator": config.to_dict(), "family": family.to_dict()})
     model.__class__ = model_class
-    if getattr(model, "_weight_conversions", None) is not None:
-        model._weight_conversions = [*model._weight_conversions, *renamings()]
-    install(model, config, family)
+    conversions = getattr(model, _CONVERSIONS, None)
+    if conversions is not None:
+        setattr(model, _CONVERSIONS, [*conversions, *renamings()])
+    _install(model, anatomy, stack)
     return model
 
 
 def _set_config(model: PreTrainedModel, written: dict[str, Any]) -> None:
-    """Give the model a config of its own: the caller may have built another model from the one it came with."""
+    """Give the model a config of its own: the caller may have built other models from the one it had."""
     old, new = model.config, copy.deepcopy(model.config)
     new.__class__ = attached_config_class(type(old))
     setattr(new, FIELD, written)
@@ -73,12 +86,27 @@ def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
             module.config = new
 
 
-def install(model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, family: Family) -> None:
-    """Build the modulators and hook them up, on a model that is of its attached class."""
+def install_from_config(model: PreTrainedModel) -> None:
+    """Build and hook up the modulators that the config of a model, built as its attached class, asks for.
+
+    Raises:
+        CheckpointError: the config does not say what to attach.
+    """
+    family, config = read_field(model.config)
     anatomy = dissect(model, family)
+    _install(model, anatomy, _build_stack(model, anatomy, config))
+
+
+def _build_stack(
+    model: PreTrainedModel, anatomy: Anatomy, config: ReTokenConfig | MoRTConfig
+) -> ModulatorStack:
     layers = config.table_layers(len(anatomy.layers))
-    model.retoken = ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i) for i in layers})
-    sites, hooks = plan_hooks(model, config, anatomy)
+    return ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i) for i in layers})
+
+
+def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) -> None:
+    model.retoken = stack
+    sites, hooks = plan_hooks(model, stack.config, anatomy)
     for layer, site in zip(anatomy.layers, sites, strict=True):
         layer.__class__ = modulated_layer_class(type(layer))
         layer.retoken_site = site  # pyright: ignore
@@ -98,30 +126,34 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """The backbone as it was before `attach`, its parameters untouched; the tables are dropped.
 
     Raises:
-        AttachError: nothing is attached.
+        AttachError: nothing is attached, or the model has been wrapped since.
     """
-    stack_of(model)
+    if not isinstance(model, PreTrainedModel) or not hasattr(model, "retoken"):
+        raise AttachError(
+            f"{type(model).__name__} carries no token-indexed parameters, or something wraps it"
+        )
+    anatomy = dissect(model, read_field(model.config)[0])
+    refuse_wrapped(model, anatomy)
     for handle in getattr(model, _HANDLES):
         handle.remove()
-    written = getattr(model.config, FIELD)
-    for layer in dissect(model, Family(**written["family"])).layers:
-        layer.__class__ = type(layer).__mro__[2]
+    for layer in anatomy.layers:
+        layer.__class__ = backbone_class(layer)
         del layer.retoken_site
     delattr(model, _HANDLES)
     del model.retoken
-    model.__class__ = type(model).__mro__[2]
+    model.__class__ = backbone_class(model)
     _drop_config(model)
     return model
 
 
 def _drop_config(model: PreTrainedModel) -> None:
     config = model.config
-    config.__class__ = type(config).__mro__[1]
+    config.__class__ = type(config).__bases__[0]
     delattr(config, FIELD)
-    conversions = getattr(model, "_weight_conversions", None)
+    conversions = getattr(model, _CONVERSIONS, None)
     if conversions is not None:
         ours = {str(r.source_patterns) for r in renamings()}
-        model._weight_conversions = [c for c in conversions if str(c.source_patterns) not in ours]
+        setattr(model, _CONVERSIONS, [c for c in conversions if str(c.source_patterns) not in ours])
 
 
 def stack_of(model: nn.Module) -> ModulatorStack:
@@ -139,7 +171,7 @@ def stack_of(model: nn.Module) -> ModulatorStack:
 
 
 def modulators(model: nn.Module) -> dict[int, Modulator]:
-    """{layer index: its modulator}: `.scale` [D], `.table`, `.lookup(ids)`; with MoRT `.router.weight` [E, D]."""
+    """{layer index: its modulator}: `.scale` [D], `.table`, `.lookup(ids)`; MoRT: `.router.weight` [E, D]."""
     return {int(layer): module for layer, module in stack_of(model).layers.items()}  # pyright: ignore
 
 

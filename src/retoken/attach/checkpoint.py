@@ -1,15 +1,18 @@
 """Saving and loading through transformers: a model class and a config class for each attached backbone.
 
-An attached `LlamaForCausalLM` becomes an instance of `ReTokenLlamaForCausalLM`, with `model_type` "retoken_llama":
-a program that does not know retoken refuses such a checkpoint instead of serving the backbone without its tables.
+An attached `LlamaForCausalLM` becomes an instance of `ReTokenLlamaForCausalLM`, with `model_type`
+"retoken_llama": a program that does not know retoken refuses such a checkpoint, instead of serving the
+backbone without its tables.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import inspect
+from typing import Any, ClassVar
 
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
@@ -19,7 +22,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from retoken.attach.families import FAMILIES, Family
-from retoken.config import config_from_dict
+from retoken.config import ModulatorConfig, config_from_dict
 from retoken.errors import CheckpointError
 from retoken.nn import Modulator, TokenTable
 from retoken.nn.mort import Router
@@ -29,7 +32,7 @@ FIELD = "retoken"
 
 
 def renamings() -> list[WeightRenaming]:
-    """Checkpoint key -> parameter name: `….table` and `….router` are modules here, and single tensors on disk."""
+    """Checkpoint key -> parameter name: `….table` and `….router` are modules here, single tensors on disk."""
     return [
         WeightRenaming(rf"^retoken\.layers\.(\d+)\.{name}(?!.)", rf"retoken.layers.\1.{name}.weight")
         for name in ("table", "router")
@@ -39,19 +42,43 @@ def renamings() -> list[WeightRenaming]:
 class AttachedModel:
     """Mixed in before a backbone's own class: what an attached model does differently from its backbone."""
 
+    labels_at: ClassVar[int]
+    """Where `labels` stands among the positional arguments of `forward`."""
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # pyright: ignore
-        from retoken.attach.api import install
+        from retoken.attach.api import install_from_config
 
-        written = getattr(config, FIELD)
-        install(self, config_from_dict(written["modulator"]), Family(**written["family"]))  # pyright: ignore
+        install_from_config(self)  # pyright: ignore
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As the backbone's, but tables that are not in the checkpoint are an error, not random rows.
+
+        Raises:
+            CheckpointError: a file is truncated, or the checkpoint lacks a tensor of a modulator.
+        """
+        try:
+            loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # pyright: ignore
+        except SafetensorError as error:
+            raise CheckpointError(f"{name}: a safetensors file is broken: {error}") from error
+        model, info = loaded
+        missing = sorted(key for key in info["missing_keys"] if key.startswith("retoken."))
+        if missing:
+            raise CheckpointError(
+                f"{name}: config.json promises token-indexed parameters, but {missing[0]} is not in the "
+                f"checkpoint ({len(missing)} missing in all)"
+            )
+        return loaded if output_loading_info else model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward pass; with labels, the balance loss is added to the loss (Eq. 21)."""
         outputs = super().forward(*args, **kwargs)  # pyright: ignore
-        if kwargs.get("labels") is None or not self.retoken.adds_loss:  # pyright: ignore
+        labels = args[self.labels_at] if len(args) > self.labels_at else kwargs.get("labels")
+        if labels is None or not self.retoken.adds_loss:  # pyright: ignore
             return outputs
-        balance = self.retoken.balance_loss() * _share_of_batch(kwargs)  # pyright: ignore
+        share = _share_of_batch(labels, kwargs.get("num_items_in_batch"))
+        balance = self.retoken.balance_loss() * share  # pyright: ignore
         if isinstance(outputs, tuple):
             return (outputs[0] + balance.to(outputs[0]), *outputs[1:])
         outputs.loss = outputs.loss + balance.to(outputs.loss)
@@ -70,12 +97,24 @@ class AttachedModel:
             super()._init_weights(module)  # pyright: ignore
 
 
-def _share_of_batch(kwargs: dict[str, Any]) -> Any:
+def _share_of_batch(labels: Tensor, whole: Any) -> Any:
     """This micro-batch's part of an accumulated batch, when the caller says how many labels the whole has."""
-    whole = kwargs.get("num_items_in_batch")
-    if whole is None:
-        return 1.0
-    return (kwargs["labels"][..., 1:] != -100).sum() / whole
+    return 1.0 if whole is None else (labels[..., 1:] != -100).sum() / whole
+
+
+def read_field(config: PreTrainedConfig) -> tuple[Family, ModulatorConfig]:
+    """What the config of an attached model says is attached, and where.
+
+    Raises:
+        CheckpointError: it does not.
+        ConfigError: it does, in a format or with options that this version does not know.
+    """
+    written = getattr(config, FIELD, None)
+    if not isinstance(written, dict) or not {"modulator", "family"} <= set(written):
+        raise CheckpointError(
+            f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote"
+        )
+    return Family(**written["family"]), config_from_dict(written["modulator"])
 
 
 @functools.cache
@@ -92,8 +131,10 @@ def attached_model_class(model_class: type[PreTrainedModel]) -> type[PreTrainedM
     forward = functools.wraps(model_class.forward)(
         lambda self, *args, **kwargs: AttachedModel.forward(self, *args, **kwargs)
     )
-    # transformers reads the source of a class's module to learn which attention and expert kernels it may use.
+    # transformers reads a class's module to learn which attention and expert kernels it may use.
     body = {"config_class": config_class, "__module__": model_class.__module__, "forward": forward}
+    names = [*inspect.signature(model_class.forward).parameters, "labels"]
+    body["labels_at"] = names.index("labels") - 1
     name = f"ReToken{model_class.__name__}"
     cls: Any = type(name, (AttachedModel, model_class), body)
     backbone = get_checkpoint_conversion_mapping(model_class.__name__)
@@ -117,11 +158,6 @@ def _gateway(model_type: str) -> type[PreTrainedConfig]:
     """What AutoConfig finds for "retoken_…" before that backbone's modules have been imported."""
 
     def from_dict(cls: Any, values: dict[str, Any], **kwargs: Any) -> Any:
-        written = values.get(FIELD)
-        if not isinstance(written, dict) or not {"modulator", "family"} <= set(written):
-            raise CheckpointError(
-                f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote"
-            )
         return _resolve(model_type).from_dict(values, **kwargs)
 
     body = {"model_type": PREFIX + model_type, "from_dict": classmethod(from_dict), "__module__": __name__}

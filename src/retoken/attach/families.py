@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from retoken.errors import AttachError
@@ -20,7 +22,7 @@ class Family:
     mlp: str = "mlp"
     """The MLP or mixture; what it is given is what MoRT's router reads (Eq. 3)."""
     increment: str = "mlp"
-    """The module whose output is added to the residual stream: the MLP itself, or the norm or dropout behind it."""
+    """The module whose output is added to the residual stream: the MLP, or the norm or dropout behind it."""
 
     def to_dict(self) -> dict[str, str]:
         """For config.json."""
@@ -90,6 +92,26 @@ def _find(root: nn.Module, path: str, what: str, owner: str) -> nn.Module:
         raise AttachError(f"{owner} has no {what} at {path!r}; it has: {has}") from None
 
 
+def refuse_wrapped(model: PreTrainedModel, anatomy: Anatomy) -> None:
+    """Attaching changes classes: what has replaced a `forward`, or compiled or sharded it, would not notice.
+
+    Raises:
+        AttachError: something has.
+    """
+    for module in (model, anatomy.base, *anatomy.layers):
+        found = {
+            "its forward has been replaced (by accelerate's hooks, or a kernel patch)": "forward"
+            in vars(module),
+            "it has been compiled": module._compiled_call_impl is not None,
+            "it has been sharded by fully_shard": isinstance(module, FSDPModule),
+        }
+        for what, so in found.items():
+            if so:
+                raise AttachError(
+                    f"{type(module).__name__} is wrapped: {what}; attach to, or detach from, the bare model"
+                )
+
+
 def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
     """Find the modules a family names.
 
@@ -101,6 +123,11 @@ def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
     if base is model or model.get_output_embeddings() is None:
         raise AttachError(
             f"{name} has no language-model head; accepted: a causal language model (…ForCausalLM)"
+        )
+    kinds_of_argument = {p.kind for p in inspect.signature(base.forward).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds_of_argument:
+        raise AttachError(
+            f"{type(base).__name__}.forward takes no **kwargs, which carry token ids to its layers"
         )
     layers = _find(base, family.layers, "list of layers", name)
     if not isinstance(layers, nn.ModuleList) or len(layers) == 0:

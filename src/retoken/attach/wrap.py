@@ -1,8 +1,8 @@
 """How token ids reach the layers of one model instance, and where rows enter its residual stream.
 
-The ids travel as an argument: a hook on the base model adds a `ForwardContext` to the keyword arguments that it
-hands to every layer, and each layer instance is of a subclass of its own class that takes it out again. Activation
-checkpointing stores a layer's arguments, so a recomputation sees the ids of its own forward pass.
+The ids travel as an argument: a hook on the base model adds a `ForwardContext` to the keyword arguments that
+it hands to every layer, and each layer instance is of a subclass of its own class that takes it out again.
+Activation checkpointing stores a layer's arguments, so a recomputation sees the ids of its own forward pass.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ KEYWORD = "retoken_context"
 
 
 class LayerSite:
-    """One layer's place in one model. What hooks read here is the same for every layer but for the tensors, so that
-    a compiler that takes the layers one by one compiles one of them.
+    """One layer's place in one model. What hooks read here is the same for every layer but for the tensors,
+    so that a compiler that takes the layers one by one compiles only one of them.
     """
 
     def __init__(self, layer: int, delayed: bool) -> None:
@@ -44,7 +44,7 @@ class LayerSite:
         self.routing: Routing | None = None
 
     def begin(self, modulators: nn.ModuleDict) -> None:
-        """A pass starts. Modulators are looked up anew: adapters may have put a trainable copy in their place."""
+        """A pass starts. Modulators are looked up anew: an adapter may have put trainable copies there."""
         self.forget()
         if str(self.layer) in modulators:
             self.modulator = modulators[str(self.layer)]  # pyright: ignore
@@ -54,9 +54,12 @@ class LayerSite:
         return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
 
     def ids_for(self, hidden: Tensor) -> Tensor:
-        """This pass's ids, for hidden states [B, S, D]; an error when the layer is run outside of its model."""
+        """This pass's ids, for hidden states [B, S, D]; an error when the layer runs outside of its model."""
         if self.context is None:
-            raise AttachError("a modulated layer was called without its model, so its token ids are unknown")
+            raise AttachError(
+                "a modulated layer has no token ids: it was called without its model, or its model "
+                "does not pass keyword arguments on to its layers"
+            )
         return self.context.ids_for(hidden)
 
 
@@ -91,7 +94,7 @@ class RouteFromMlpInput(SiteHook):
         self.route(args[0] if args else kwargs["hidden_states"])
 
     def route(self, hidden: Tensor) -> None:
-        """Leave the residual of `hidden` [B, S, D] for where it lands, and the routing for the balance loss."""
+        """Leave the residual of `hidden` [B, S, D] where it lands, and the routing for the balance loss."""
         site, ids = self.site, self.site.ids_for(hidden)
         residual, site.routing = site.modulator(hidden, ids)  # pyright: ignore
         if site.delayed:
@@ -164,7 +167,7 @@ class StartForward:
 
 
 class EndForward:
-    """Hook on the base model, after it ran: keeps what the balance loss needs, out of reach of recomputations."""
+    """Hook on the base model, after it: keeps what the balance loss needs, out of reach of recomputations."""
 
     def __init__(self, model: PreTrainedModel, sites: list[LayerSite]) -> None:
         self.model, self.sites = model, sites
@@ -200,9 +203,14 @@ class ModulatedLayer:
 
 @functools.cache
 def modulated_layer_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """The subclass a layer instance becomes. It keeps its class's name, by which sharding policies find layers."""
+    """The subclass a layer instance becomes. It keeps its class's name, which sharding policies look for."""
     body = {"__module__": layer_class.__module__, "__doc__": layer_class.__doc__}
     return type(layer_class.__name__, (ModulatedLayer, layer_class), body)
+
+
+def backbone_class(module: nn.Module) -> type:
+    """The class of a modulated layer, or of an attached model, before it was attached."""
+    return type(module).__bases__[1]
 
 
 class Hook(NamedTuple):

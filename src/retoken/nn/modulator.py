@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from retoken.config import ReTokenConfig, MoRTConfig
+from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.nn.table import TokenTable
 
 

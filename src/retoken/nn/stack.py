@@ -41,8 +41,25 @@ class ModulatorStack(nn.Module):
         self.batch_load: dict[int, RouterLoad] | None = None
 
     def begin(self, ids: Tensor, mask: Tensor | None) -> None:
-        """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding."""
+        """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding.
+
+        Raises:
+            AttachError: an id has no row. Not looked for where that would stall a device or a compiler.
+        """
+        if type(ids) is Tensor and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_ids(ids)
         self.routings, self.mask = None, mask
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if ids.numel() == 0:
+            return
+        rows = min(module.table.vocab_size for module in self.layers.values())  # pyright: ignore
+        low, high = (int(x) for x in ids.aminmax())
+        if low < 0 or high >= rows:
+            raise AttachError(
+                f"input_ids range over {low}..{high}; the tables have rows for 0..{rows - 1} "
+                "(model.resize_token_embeddings makes room)"
+            )
 
     def finish(self, routings: dict[int, Routing]) -> None:
         """Keep of the pass that ran what its routers chose."""

@@ -49,6 +49,8 @@ class TokenTable(nn.Module):
     def resize(self, vocab_size: int) -> None:
         """Keep the first `vocab_size` tokens' rows; new tokens get zero rows, which modulate nothing."""
         old = self.weight
+        if old.shape[0] == vocab_size:
+            return
         new = old.new_zeros((vocab_size, *old.shape[1:]))
         kept = min(vocab_size, old.shape[0])
         new[:kept] = old[:kept]

@@ -1,4 +1,4 @@
-"""In which type the arithmetic of a modulator runs: float32, whatever the model's; float64 only for float64."""
+"""The type a modulator's arithmetic runs in: float32 whatever the model's, float64 only for float64."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Within, matrix products keep their operands' type; devices that know no autocast (meta) need nothing."""
+    """Within, matrix products keep their operands' type; a device without autocast (meta) needs nothing."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -19,7 +19,7 @@ class Routing(NamedTuple):
 
 
 def route(hidden_TD: Tensor, router_ED: Tensor, top_k: int) -> Routing:
-    """Logits g = h R, the top K of them, and their sigmoids over their sum; float32 or wider throughout (Eq. 3)."""
+    """Logits g = h R, the top K of them, and their sigmoids over their sum; float32 or wider (Eq. 3)."""
     with without_autocast(hidden_TD.device):
         logits_TE = widen(hidden_TD) @ widen(router_ED).T
     top_TK, chosen_TK = logits_TE.topk(top_k, dim=-1)
