@@ -1,5 +1,6 @@
 """The parts of the page: curves over seeds, tokens by gain, numbers in words, colours that can be read."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from retoken.compare.folder import CompareFolder
 from retoken.compare.runs import Curve, Run, RunRecord
 from retoken.report import palette, words
 from retoken.report.curves import label_x, order
 from retoken.report.depth import Load
+from retoken.report.page import gather
 from retoken.report.series import Band, band, reached, running_mean, thinned
 from retoken.report.svg import panel
 from retoken.report.tokens import token_reports
@@ -148,6 +151,18 @@ def test_durations_and_memory() -> None:
     plain = [words.seconds(s).replace(words.THIN, " ") for s in (12.34, 120, 7200)]
     assert plain == ["12.3 s", "2.00 min", "2.00 h"]
     assert words.memory(3 * 2**30).replace(words.THIN, " ") == "3.00 GiB"
+
+
+def test_activated_parameters_hold_the_rows_a_token_uses(invented_once: CompareFolder) -> None:
+    counted = {"activated_params": 1000, "other_params": 24, "table_params": 6 * 5 * 600 * 8, "rho": 0.6}
+    comparison = replace(invented_once.load(), counts={"mort": counted})
+    rows = {row["name"]: row["activated"] for row in gather(comparison)["cost_rows"]}
+    assert rows["mort"] == pytest.approx(1000 + 24 + 6 * 3 * 8)
+    assert rows["baseline"] is None
+
+
+def test_samples_lose_their_empty_lines() -> None:
+    assert words.compact("one\n\n \ntwo three\n") == "one\ntwo three\n"
 
 
 @pytest.mark.parametrize(

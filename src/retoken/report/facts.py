@@ -92,7 +92,7 @@ def _scales(name: str, groups: Groups) -> str | None:
     high, low = max(mean, key=lambda layer: mean[layer]), min(mean, key=lambda layer: mean[layer])
     return (
         f"{title(name)} started at {signed(start, 2).lstrip('+')} in every layer and ended between "
-        f"{signed(mean[low]).lstrip('+')} (layer {low}) and {signed(mean[high]).lstrip('+')} (layer {high})."
+        f"{signed(mean[low]).lstrip('+')} ({_at(low)}) and {signed(mean[high]).lstrip('+')} ({_at(high)})."
     )
 
 
@@ -101,9 +101,15 @@ def load_words(load: Load) -> str:
     low, high = load.lowest, load.highest
     return (
         f"Even use would give each modulator {100 * load.even:.1f} %. "
-        f"{title(load.name)} ended between {100 * low[0]:.1f} % (layer {low[1]}, modulator {low[2]}) "
-        f"and {100 * high[0]:.1f} % (layer {high[1]}, modulator {high[2]})."
+        f"{title(load.name)} ended between {100 * low[0]:.1f} % ({_at(*low[1:])}) "
+        f"and {100 * high[0]:.1f} % ({_at(*high[1:])})."
     )
+
+
+def _at(layer: int, modulator: int | None = None) -> str:
+    """A place in depth, its words kept on one line."""
+    words = f"layer\N{NO-BREAK SPACE}{layer}"
+    return words if modulator is None else f"{words}, modulator\N{NO-BREAK SPACE}{modulator}"
 
 
 def caveats(comparison: Comparison, effects: Sequence[Effect]) -> list[str]:

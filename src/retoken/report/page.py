@@ -44,7 +44,7 @@ def render(comparison: Comparison) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"title": title, "signed": signed, "w": words, "minus": MINUS}
-    environment.filters["signed"] = signed
+    environment.filters |= {"signed": signed, "compact": words.compact}
     return environment.get_template("page.html").render(**gather(comparison), style=_style(environment))
 
 
@@ -76,7 +76,7 @@ def gather(comparison: Comparison) -> dict[str, Any]:
         "difference": curves.difference_panel(groups),
         "savings": facts.savings(groups),
         "costs": facts.costs(found, groups),
-        "cost_rows": [_cost(name, groups, comparison.counts, found) for name in names],
+        "cost_rows": [_cost(name, groups, _activated(name, comparison), found) for name in names],
         "scales": depth.scale_panels(groups),
         "scale_words": facts.depth_words(groups),
         "stds": depth.std_panels(groups),
@@ -104,9 +104,16 @@ def _result(name: str, groups: Groups, found: Sequence[Effect]) -> dict[str, Any
     }
 
 
-def _cost(
-    name: str, groups: Groups, counts: Mapping[str, Mapping[str, float]], found: Sequence[Effect]
-) -> dict[str, Any]:
+def _activated(name: str, comparison: Comparison) -> float | None:
+    """Parameters a token uses: the backbone's, scales and routers, and of the tables its K rows a layer."""
+    counts, vocabulary = comparison.counts.get(name), comparison.recipe.get("data", {}).get("vocab_size")
+    if not counts or not vocabulary:
+        return None
+    rows = counts["rho"] * counts["table_params"] / vocabulary
+    return counts["activated_params"] + counts["other_params"] + rows
+
+
+def _cost(name: str, groups: Groups, activated: float | None, found: Sequence[Effect]) -> dict[str, Any]:
     def mean(runs: Sequence[Run], value: Callable[[Run], float]) -> float:
         return spread(map(value, runs)).mean
 
@@ -130,7 +137,7 @@ def _cost(
     return {
         "name": name,
         "backbone": record.backbone_params,
-        "activated": counts.get(name, {}).get("activated_params"),
+        "activated": activated,
         "table": record.table_params,
         "start_memory": mean(runs, lambda run: run.start_memory_bytes),
         **values,

@@ -1,4 +1,6 @@
-"""Numbers as a reader likes them."""
+"""Numbers and texts as a reader likes them."""
+
+import re
 
 from retoken.compare.stats import Spread
 from retoken.compare.verdict import signed
@@ -45,3 +47,8 @@ def plus_minus(found: Spread | None, digits: int = 3, *, sign: bool = False) -> 
 def ratio(value: float) -> str:
     """A ratio such as 1.02×."""
     return f"{value:.2f}×" if value < 9.95 else f"{value:.0f}×"
+
+
+def compact(text: str) -> str:
+    """A text without empty lines."""
+    return re.sub(r"\s*\n\s*", "\n", text)
