@@ -100,27 +100,22 @@ def test_a_full_disk_keeps_what_is_complete(make, contents, tmp_path, monkeypatc
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_a_killed_process_leaves_no_child_and_is_continued(make, contents, jsonl, documents, tmp_path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_process_leaves_no_child_and_is_continued(make, contents, jsonl, tmp_path, sent, code):
     jsonl.write_text(jsonl.read_text() * 40)
     options = {"shard_bytes": 100_000, "workers": 2}
     make("whole", **options)
-    command = [
-        sys.executable,
-        "-m",
-        "retoken",
-        "prepare",
-        "--corpus",
-        str(jsonl),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    command += ["--vocab-size", "400", "--val-fraction", "0.2", "--workers", "2", "--shard-bytes", "100000"]
-    process = subprocess.Popen(command, start_new_session=True)
+    corpus = ["--corpus", str(jsonl), "--out", str(tmp_path / "out"), "--shard-bytes", "100000"]
+    command = [sys.executable, "-m", "retoken", "prepare", *corpus, "--vocab-size", "400", "--workers", "2"]
+    command += ["--val-fraction", "0.2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
     try:
         _wait(lambda: (tmp_path / "out" / "pieces" / "00002.json").is_file() or process.poll() is not None)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(sent)
+        told = process.communicate()[1].decode().splitlines()
+    assert process.returncode == code
+    assert sent == signal.SIGKILL or told == ["retoken prepare: interrupted"]
     assert not (tmp_path / "out" / "manifest.json").exists(), "killed too late to show anything"
     _wait(lambda: not _session(process.pid))
     make("out", **options)

@@ -52,6 +52,7 @@ def prepare(config: PrepareConfig, progress: Reporter | None = None) -> Manifest
             return Manifest.load(config.out)
         progress.update("open corpus", 0, None)
         corpus = open_corpus(config)
+        progress.update("open corpus", corpus.total_bytes or 0, corpus.total_bytes)
         for note in corpus.notes:
             progress.note(note)
         identity |= {"corpus": corpus.name, "sources": list(corpus.sources)}
@@ -170,7 +171,8 @@ def _training_text(config: PrepareConfig, corpus: Corpus, progress: Reporter) ->
             yield text
             progress.update("train BPE", taken, limit)
         if taken >= config.bpe_bytes or (config.max_bytes and seen >= config.max_bytes):
-            return
+            break
+    progress.update("train BPE", taken, taken)
 
 
 def _pieces(
