@@ -106,16 +106,29 @@ def token_ids(batch: int = 2, length: int = 7, *, vocab: int = VOCAB, seed: int 
     return torch.randint(3, vocab, (batch, length), generator=generator)
 
 
-def assert_close(name: str, ref: Tensor, out: Tensor, *, units: float = 32, floor: float = 1e-30) -> None:
-    """`out` equals `ref` up to `units` roundings of the reference's largest element, in the coarser dtype.
+def assert_close(
+    name: str,
+    ref: Tensor,
+    out: Tensor,
+    *,
+    units: float = 32,
+    floor: float = 1e-30,
+    rounding: torch.dtype | None = None,
+) -> None:
+    """`out` equals `ref` up to `units` roundings of the reference's largest element.
 
-    `floor` is the largest element to reckon with where the reference is itself the rounding of zero.
+    Args:
+        name: what is compared, for the message.
+        ref, out: of one shape.
+        units: roundings allowed.
+        floor: the largest element to reckon with where the reference is itself the rounding of zero.
+        rounding: the dtype that rounds; None: the coarser of the two.
 
     Raises:
         AssertionError: another shape, a NaN or infinity on one side only, or a larger difference.
     """
     assert ref.shape == out.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(ref.shape)}"
-    eps = max(torch.finfo(x.dtype).eps for x in (ref, out))
+    eps = max(torch.finfo(x).eps for x in ([rounding] if rounding else (ref.dtype, out.dtype)))
     a, b = ref.detach().double(), out.detach().double()
     finite = a.isfinite()
     assert torch.equal(finite, b.isfinite()), f"{name}: not finite in other places than the reference"
@@ -128,15 +141,15 @@ def assert_close(name: str, ref: Tensor, out: Tensor, *, units: float = 32, floo
     )
 
 
-def assert_grads_close(ref: nn.Module, out: nn.Module, *, units: float = 32, prefix: str = "") -> None:
-    """Every parameter's gradient, by name. A parameter without one must lack it on both sides."""
+def assert_grads_close(ref: nn.Module, out: nn.Module, **tolerance: Any) -> None:
+    """Every parameter's gradient, by name, as `assert_close`; one that lacks it must lack it on both sides."""
     theirs = dict(out.named_parameters())
     assert dict(ref.named_parameters()).keys() <= theirs.keys(), "the models' parameters have other names"
     for name, parameter in ref.named_parameters():
         grad, other = parameter.grad, theirs[name].grad
-        assert (grad is None) == (other is None), f"{prefix}{name}: a gradient on one side only"
+        assert (grad is None) == (other is None), f"{name}: a gradient on one side only"
         if grad is not None and other is not None:
-            assert_close(f"gradient of {prefix}{name}", grad, other, units=units)
+            assert_close(f"gradient of {name}", grad, other, **tolerance)
 
 
 def run_distributed(

@@ -11,7 +11,7 @@ from retoken.testing import VOCAB, assert_close, assert_grads_close, randomize, 
 
 # Norms inside the backbones round to float32 even in a float64 model, so 1e-7 is the finest that two ways of
 # computing the same state agree to; three layers and their gradients widen it. A wrong place shows at 1e-1.
-UNITS = 256
+CLOSE = {"units": 256, "rounding": torch.float32}
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
@@ -32,25 +32,17 @@ def test_equals_the_equations_in_outputs_and_gradients(family, config, reference
     expected = reference(plain, config, model)
     ids = token_ids()
     ref, out = expected(ids).logits, model(input_ids=ids, use_cache=False).logits
-    assert_close("logits", ref.float(), out.float(), units=UNITS)
+    assert_close("logits", ref, out, **CLOSE)
     assert not torch.allclose(plain(input_ids=ids).logits, out, atol=1e-2)
 
     weights = torch.randn(ref.shape, generator=torch.Generator().manual_seed(5)).double()
     (ref * weights).sum().backward()
     (out * weights).sum().backward()
-    expected.backbone.float(), model.float()
-    _float_grads(expected.backbone), _float_grads(model)
-    assert_grads_close(expected.backbone, model, units=UNITS)
+    assert_grads_close(expected.backbone, model, **CLOSE)
     for layer, module in retoken.modulators(model).items():
         for name, leaf in expected.parts[layer].items():
             grad = dict(module.named_parameters())[name].grad
-            assert_close(f"gradient of layer {layer} {name}", leaf.grad.float(), grad.float(), units=UNITS)
-
-
-def _float_grads(model):
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            parameter.grad = parameter.grad.float()
+            assert_close(f"gradient of layer {layer} {name}", leaf.grad, grad, **CLOSE)
 
 
 def test_scale_zero_gives_the_backbone_bit_for_bit(family, main_config):
@@ -87,7 +79,7 @@ def test_cached_decode_equals_the_full_forward(family, main_config):
             out = model(input_ids=ids[:, at], past_key_values=cache, use_cache=True)
             steps.append(out.logits)
             cache = out.past_key_values
-    assert_close("logits", full.float(), torch.cat(steps, 1).float(), units=UNITS)
+    assert_close("logits", full, torch.cat(steps, 1), **CLOSE)
 
 
 def test_parameter_count_is_the_configs_arithmetic(family, config):

@@ -101,7 +101,8 @@ def _build_stack(
     model: PreTrainedModel, anatomy: Anatomy, config: ReTokenConfig | MoRTConfig
 ) -> ModulatorStack:
     layers = config.table_layers(len(anatomy.layers))
-    return ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i) for i in layers})
+    stack = ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i) for i in layers})
+    return stack.train(model.training)
 
 
 def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) -> None:
@@ -118,8 +119,7 @@ def _modulator_for(
 ) -> Modulator:
     device = next(anatomy.layers[layer].parameters()).device
     width, depth = anatomy.hidden_size, len(anatomy.layers)
-    module = build_modulator(config, anatomy.vocab_size, width, depth, device, model.dtype)
-    return module.train(model.training)
+    return build_modulator(config, anatomy.vocab_size, width, depth, device, model.dtype)
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
@@ -129,9 +129,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         AttachError: nothing is attached, or the model has been wrapped since.
     """
     if not isinstance(model, PreTrainedModel) or not hasattr(model, "retoken"):
-        raise AttachError(
-            f"{type(model).__name__} carries no token-indexed parameters, or something wraps it"
-        )
+        raise AttachError(f"{type(model).__name__} carries no token-indexed parameters, or wraps what does")
     anatomy = dissect(model, read_field(model.config)[0])
     refuse_wrapped(model, anatomy)
     for handle in getattr(model, _HANDLES):

@@ -127,7 +127,8 @@ def attached_config_class(config_class: type[PreTrainedConfig]) -> type[PreTrain
 @functools.cache
 def attached_model_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """`LlamaForCausalLM` -> `ReTokenLlamaForCausalLM`, known to transformers' loading and key renaming."""
-    config_class = attached_config_class(model_class.config_class)
+    backbone_config: Any = model_class.config_class
+    config_class = attached_config_class(backbone_config)
     forward = functools.wraps(model_class.forward)(
         lambda self, *args, **kwargs: AttachedModel.forward(self, *args, **kwargs)
     )
@@ -139,7 +140,7 @@ def attached_model_class(model_class: type[PreTrainedModel]) -> type[PreTrainedM
     cls: Any = type(name, (AttachedModel, model_class), body)
     backbone = get_checkpoint_conversion_mapping(model_class.__name__)
     if backbone is None:
-        backbone = get_checkpoint_conversion_mapping(model_class.config_class.model_type)
+        backbone = get_checkpoint_conversion_mapping(backbone_config.model_type)
     register_checkpoint_conversion_mapping(name, [*(backbone or []), *renamings()], overwrite=True)
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForCausalLM.register(config_class, cls, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -100,16 +100,13 @@ def refuse_wrapped(model: PreTrainedModel, anatomy: Anatomy) -> None:
     """
     for module in (model, anatomy.base, *anatomy.layers):
         found = {
-            "its forward has been replaced (by accelerate's hooks, or a kernel patch)": "forward"
-            in vars(module),
-            "it has been compiled": module._compiled_call_impl is not None,
-            "it has been sharded by fully_shard": isinstance(module, FSDPModule),
+            "a replaced forward (accelerate's hooks, a kernel patch)": "forward" in vars(module),
+            "torch.compile": module._compiled_call_impl is not None,
+            "fully_shard": isinstance(module, FSDPModule),
         }
-        for what, so in found.items():
-            if so:
-                raise AttachError(
-                    f"{type(module).__name__} is wrapped: {what}; attach to, or detach from, the bare model"
-                )
+        for what, wraps in found.items():
+            if wraps:
+                raise AttachError(f"{type(module).__name__} is wrapped by {what}; accepted: the bare model")
 
 
 def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
@@ -119,7 +116,7 @@ def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
         AttachError: one is missing, or the base model does not pass keyword arguments on to its layers.
     """
     name = type(model).__name__
-    base = model.base_model
+    base: Any = model.base_model
     if base is model or model.get_output_embeddings() is None:
         raise AttachError(
             f"{name} has no language-model head; accepted: a causal language model (…ForCausalLM)"
@@ -135,5 +132,7 @@ def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
     kinds = [f"{name} layer {i}" for i in range(len(layers))]
     mlps = [_find(x, family.mlp, "MLP", kind) for x, kind in zip(layers, kinds, strict=True)]
     ends = [_find(x, family.increment, "MLP increment", kind) for x, kind in zip(layers, kinds, strict=True)]
-    vocab_size = model.get_input_embeddings().weight.shape[0]
-    return Anatomy(base, layers, mlps, ends, vocab_size, model.config.get_text_config().hidden_size)
+    embeddings: Any = model.get_input_embeddings()
+    return Anatomy(
+        base, layers, mlps, ends, embeddings.weight.shape[0], model.config.get_text_config().hidden_size
+    )
