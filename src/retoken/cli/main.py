@@ -70,8 +70,8 @@ def _run(verb: Verb, prog: str, args: list[str]) -> int:
         return DONE if command is None else command.run()
     except (RetokenError, UsageError) as error:
         return _say(prog, str(error), CALLERS)
-    except KeyboardInterrupt:
-        return _say(prog, "interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        return _say(prog, f"interrupted: {stop}" if str(stop) else "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away (`| head`); Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
