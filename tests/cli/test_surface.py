@@ -20,7 +20,7 @@ def options_of(verb: str) -> list[str]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert main([verb, "--help"]) == 0
-    return re.findall(r"^[ │]*(?:-\w, )?(--[\w.-]+)", out.getvalue(), flags=re.MULTILINE)
+    return re.findall(r"^[ │]*(?:-\w, )?(--[a-z][\w.-]*)", out.getvalue(), flags=re.MULTILINE)
 
 
 def surface() -> str:
