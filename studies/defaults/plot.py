@@ -1,4 +1,4 @@
-"""Draws runs.csv: `python studies/defaults/plot.py` writes defaults.svg and prints the tables of README.md."""
+"""Draws runs.csv: `python studies/defaults/plot.py` writes defaults.svg, prints the tables of README.md."""
 
 from __future__ import annotations
 
@@ -85,10 +85,9 @@ def draw_start(axes: Any, rows: list[dict[str, Any]], variant: str) -> None:
     for norm, style in (("rms", "-o"), ("l2", "--s")):
         some = [r for r in rows if (r["variant"], r["norm"]) == (variant, norm) and _only_start_varies(r)]
         some.sort(key=lambda r: r["init_scale"])
-        axes.plot(
-            [str(r["init_scale"]) for r in some], [r["val_loss"] for r in some], style, color=COLOURS[variant],
-            label=f"{LABELS[variant]}, {norm}", alpha=1.0 if norm == "rms" else 0.55,
-        )  # fmt: skip
+        alpha = 1.0 if norm == "rms" else 0.55
+        look = {"color": COLOURS[variant], "label": f"{LABELS[variant]}, {norm}", "alpha": alpha}
+        axes.plot([str(r["init_scale"]) for r in some], [r["val_loss"] for r in some], style, **look)
 
 
 def _only_start_varies(row: dict[str, Any]) -> bool:
@@ -105,10 +104,11 @@ def draw_rate(axes: Any, rows: list[dict[str, Any]], variant: str) -> None:
             and (r["init_std"], r["table_weight_decay"]) == (std, 0.0)
         ]  # fmt: skip
         some.sort(key=lambda r: r["table_lr_mult"])
-        axes.plot(
-            [f"{r['table_lr_mult']:g}" for r in some], [r["val_loss"] for r in some], style, color=COLOURS[variant],
-            label=f"{LABELS[variant]}, std of E {std:g}", alpha=1.0 if std == 0.02 else 0.55,
-        )  # fmt: skip
+        if not some:
+            continue
+        alpha = 1.0 if std == 0.02 else 0.55
+        look = {"color": COLOURS[variant], "label": f"{LABELS[variant]}, std of E {std:g}", "alpha": alpha}
+        axes.plot([f"{r['table_lr_mult']:g}" for r in some], [r["val_loss"] for r in some], style, **look)
 
 
 def draw_confirm(axes: Any, rows: list[dict[str, Any]]) -> None:
@@ -140,7 +140,7 @@ def main() -> None:
     """The figure and the tables."""
     rows = read()
     figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(14, 4.6), gridspec_kw={"width_ratios": [1, 1, 1.3]}
+        1, 3, layout="constrained", figsize=(14, 4.6), gridspec_kw={"width_ratios": [1, 1, 1.3]}
     )
     for variant in COLOURS:
         draw_start(left, rows, variant)
@@ -153,7 +153,6 @@ def main() -> None:
         axes.legend(fontsize=7)
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     figure.savefig(HERE / "defaults.svg", metadata={"Date": None})
     print("\n".join([*confirm_table(rows), "", *screen_table(rows)]))
 
