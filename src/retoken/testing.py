@@ -142,7 +142,7 @@ def assert_close(
 
 
 def assert_grads_close(ref: nn.Module, out: nn.Module, **tolerance: Any) -> None:
-    """Every parameter's gradient, by name, as `assert_close`; one that lacks it must lack it on both sides."""
+    """Every parameter's gradient, by name, as `assert_close`; one without must be without on both."""
     theirs = dict(out.named_parameters())
     assert dict(ref.named_parameters()).keys() <= theirs.keys(), "the models' parameters have other names"
     for name, parameter in ref.named_parameters():
