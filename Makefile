@@ -66,7 +66,7 @@ format: $(DEV)
 demo: $(RUN)
 	$(BIN)/retoken prepare --corpus default --vocab-size 2048 --out $(OUT)/corpus
 	$(BIN)/retoken compare demo --data $(OUT)/corpus --out $(OUT)/demo \
-		--variants baseline retoken mort --seeds 0 1
+		--variants baseline retoken mort --seeds 0 1 --jobs 2
 
 bench: $(RUN)
 	$(BIN)/retoken bench train
