@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Ask glibc to keep large freed blocks for the next step instead of returning them to the kernel.
 
     A training step frees and allocates the same tens of megabytes (logits, dense table gradients) each time;
-    returned to the kernel, every page is faulted in and zeroed again. Peak memory rises by fragmentation only.
+    returned to the kernel, every page is faulted in and zeroed again. The peak rises by fragmentation only.
 
     Returns:
         Whether the C library took the setting; other libraries than glibc are left as they are.
