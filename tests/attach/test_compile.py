@@ -71,7 +71,7 @@ def test_layers_one_by_one_with_a_delay(configs):
 @pytest.mark.parametrize("kind", ["retoken", "mort", "mort-delay"])
 @pytest.mark.parametrize("one_graph", [False, True])
 def test_with_activation_checkpointing(kind, one_graph, configs):
-    """What a layer leaves behind is a side effect, which the compiler takes into a checkpoint only when told to.
+    """What a layer leaves behind is a side effect, which the compiler takes into a checkpoint only when told.
 
     Untold, it breaks the graph at each checkpoint; the numbers are right either way.
     """

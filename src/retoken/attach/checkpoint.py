@@ -52,24 +52,20 @@ class AttachedModel:
         install_from_config(self)  # pyright: ignore
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """As the backbone's, but tables that are not in the checkpoint are an error, not random rows.
 
         Raises:
-            CheckpointError: a file is truncated, or the checkpoint lacks a tensor of a modulator.
+            CheckpointError: a file is truncated, a tensor has another shape, or a modulator's is missing.
         """
+        asked = {k: kwargs.pop(k, False) for k in ("ignore_mismatched_sizes", "output_loading_info")}
+        wanted = {"ignore_mismatched_sizes": True, "output_loading_info": True}
         try:
-            loaded = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)  # pyright: ignore
+            model, info = super().from_pretrained(name, *args, **kwargs, **wanted)  # pyright: ignore
         except SafetensorError as error:
             raise CheckpointError(f"{name}: a safetensors file is broken: {error}") from error
-        model, info = loaded
-        missing = sorted(key for key in info["missing_keys"] if key.startswith("retoken."))
-        if missing:
-            raise CheckpointError(
-                f"{name}: config.json promises token-indexed parameters, but {missing[0]} is not in the "
-                f"checkpoint ({len(missing)} missing in all)"
-            )
-        return loaded if output_loading_info else model
+        _refuse_gaps(name, info, asked["ignore_mismatched_sizes"])
+        return (model, info) if asked["output_loading_info"] else model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's forward pass; with labels, the balance loss is added to the loss (Eq. 21)."""
@@ -95,6 +91,20 @@ class AttachedModel:
             module.reset_parameters()
         else:
             super()._init_weights(module)  # pyright: ignore
+
+
+def _refuse_gaps(name: Any, info: dict[str, Any], any_shape: bool) -> None:
+    """Raise the CheckpointError that transformers' report on a loaded checkpoint calls for."""
+    for key, found, wanted in () if any_shape else sorted(info["mismatched_keys"]):
+        raise CheckpointError(
+            f"{name}: {key} is {list(found)} in the checkpoint, {list(wanted)} by config.json"
+        )
+    missing = sorted(key for key in info["missing_keys"] if key.startswith("retoken."))
+    if missing:
+        raise CheckpointError(
+            f"{name}: config.json promises token-indexed parameters, but {missing[0]} is not in the "
+            f"checkpoint ({len(missing)} missing in all)"
+        )
 
 
 def _share_of_batch(labels: Tensor, whole: Any) -> Any:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.nn.table import TokenTable
+
+
+def _accept_checkpoint_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Let `load_state_dict` take a checkpoint's names: transformers' Trainer resumes by it, not strictly."""
+    for name in ("table", "router"):
+        if prefix + name in state:
+            state[f"{prefix}{name}.weight"] = state.pop(prefix + name)
 
 
 class Modulator(nn.Module):
@@ -24,6 +33,7 @@ class Modulator(nn.Module):
         self.table = TokenTable(shape, config.init_std, device, dtype)
         self.scale = nn.Parameter(torch.empty(shape[-1], device=device, dtype=dtype))
         nn.init.constant_(self.scale, self.init_scale)
+        self.register_load_state_dict_pre_hook(_accept_checkpoint_keys)
 
     def reset_parameters(self) -> None:
         """Start values of what this module owns itself; the table and the router reset their own."""
