@@ -120,7 +120,7 @@ class MoRTConfig(_TableConfig):
     top_k: int = 3
     """K: rows mixed per token and layer."""
     router_input: RouterInput = "post_attention"
-    """What the router reads: what the MLP reads (Eq. 3), or the block's normed input (JTok), known earlier."""
+    """What the router reads: what the MLP reads (Eq. 3), or the block's normed input (JTok), known early."""
     injection_delay: int = 0
     """l_d: layers between reading the rows and adding them (Eq. 16)."""
     balance_coef: float = 1e-4
