@@ -50,7 +50,7 @@ COMMANDS = (
         "--out",
         "data",
     ],
-    ["retoken", "compare", "demo", "--data", "data", "--steps", "2", "--batch-size", "4", "--out", "study"],
+    ["retoken", "compare", "demo", "--data", "data", "--steps", "2", "--seeds", "0", "--out", "study"],
 )
 
 
