@@ -287,7 +287,7 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
     "missing checkpoint": (lambda d: ["eval", d.folder / "none", "--data", d.store], "none does not exist"),
     "checkpoint is a file": (lambda d: ["generate", d.file("a.bin", "x")], "a.bin is a file"),
     "folder without a model": (lambda d: ["generate", d.file("dir/a", "x").parent], "has no config.json"),
-    "truncated weights": (_truncated_weights, "model: not loadable"),
+    "truncated weights": (_truncated_weights, "model: a safetensors file is broken"),
     "missing weights": (_missing_weights, "model: not loadable"),
     "another family's weights": (_foreign_weights, "model: "),
     "broken config": (_broken_config, "model: not loadable"),

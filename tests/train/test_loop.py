@@ -84,7 +84,7 @@ def test_the_result_counts_what_was_trained(make, variant):
     assert result.val_tokens == 400 // 17 * 16
     assert result.tokens_per_second == pytest.approx(result.tokens / result.train_seconds)
     assert result.flops_per_token > 6 * 3 * 64 * 64
-    assert result.peak_memory_bytes > result.start_memory_bytes > 10**7
+    assert result.peak_memory_bytes >= result.start_memory_bytes > 10**7
     AutoTokenizer.from_pretrained(config.out / "model")
 
 
