@@ -85,6 +85,13 @@ def test_labels_add_the_balance_loss(configs):
     assert model(input_ids=ids).loss is None
 
 
+def test_ids_may_be_given_by_position_and_to_the_base_model(configs):
+    model, ids = _attached(configs["mort-delay"]), token_ids()
+    expected = model(input_ids=ids, output_hidden_states=True)
+    assert torch.equal(model(ids).logits, expected.logits)
+    assert torch.equal(model.model(ids).last_hidden_state, expected.hidden_states[-1])
+
+
 def test_retoken_has_no_balance_loss(configs):
     model, ids = _attached(configs["retoken"]), token_ids()
     out = model(input_ids=ids, labels=ids)

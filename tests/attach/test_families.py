@@ -13,7 +13,7 @@ from retoken.testing import VOCAB, assert_close, assert_grads_close, randomize, 
 # computing the same state agree to; three layers and their gradients widen it. A wrong place shows at 1e-1.
 CLOSE = {"units": 256, "rounding": torch.float32}
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES)
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def _attached(family, config, dtype=torch.float64, scale=None):
@@ -27,6 +27,7 @@ def _attached(family, config, dtype=torch.float64, scale=None):
     return plain, model
 
 
+@every_family
 def test_equals_the_equations_in_outputs_and_gradients(family, config, reference):
     plain, model = _attached(family, config)
     expected = reference(plain, config, model)
@@ -45,6 +46,7 @@ def test_equals_the_equations_in_outputs_and_gradients(family, config, reference
             assert_close(f"gradient of layer {layer} {name}", leaf.grad, grad, **CLOSE)
 
 
+@every_family
 def test_scale_zero_gives_the_backbone_bit_for_bit(family, main_config):
     for dtype in (torch.float32, torch.bfloat16):
         plain, model = _attached(family, main_config, dtype=dtype, scale=0.0)
@@ -52,6 +54,7 @@ def test_scale_zero_gives_the_backbone_bit_for_bit(family, main_config):
         assert torch.equal(plain(input_ids=ids).logits, model(input_ids=ids).logits), dtype
 
 
+@every_family
 def test_detach_gives_the_backbone_back(family, main_config):
     plain, model = _attached(family, main_config, dtype=torch.float32)
     ids = token_ids()
@@ -68,6 +71,7 @@ def test_detach_gives_the_backbone_back(family, main_config):
     assert not any("retoken" in name for m in model.modules() for name in vars(m))
 
 
+@every_family
 def test_cached_decode_equals_the_full_forward(family, main_config):
     _, model = _attached(family, main_config)
     ids = token_ids(2, 9)
@@ -82,8 +86,26 @@ def test_cached_decode_equals_the_full_forward(family, main_config):
     assert_close("logits", full, torch.cat(steps, 1), **CLOSE)
 
 
+@every_family
 def test_parameter_count_is_the_configs_arithmetic(family, config):
     plain, model = _attached(family, config, dtype=torch.float32)
     width, depth = plain.config.hidden_size, plain.config.num_hidden_layers
     extra = config.table_params(VOCAB, width, depth) + config.other_params(width, depth)
     assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()) == extra
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox"])
+def test_a_residual_is_added_behind_the_familys_dropout(family, configs):
+    """With everything else of a block silenced, dropout finds nothing to drop."""
+    rates = {"resid_pdrop": 0.5} if family == "phi3" else {"hidden_dropout": 0.5}
+    model = retoken.attach(tiny_model(family, **rates), configs["mort"])
+    randomize(model.retoken)
+    for layer in model.base_model.layers:
+        for block in (layer.mlp, getattr(layer, "self_attn", None) or layer.attention):
+            for parameter in block.parameters():
+                torch.nn.init.zeros_(parameter)
+    if family == "gpt_neox":
+        model.base_model.emb_dropout.p = 0.0
+    ids = token_ids()
+    still = model(input_ids=ids).logits
+    assert torch.equal(model.train()(input_ids=ids).logits, still)
