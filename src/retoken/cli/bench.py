@@ -61,7 +61,7 @@ class Bench:
 
         with TemporaryDirectory(prefix="retoken-bench-") as folder:
             config = self._config(Path(folder))
-            before = timing.machine()
+            before = timing.machine(self.threads)
             rates = bench.measure_throughput(config, modes=self.modes, steps=self.steps, repeats=self.repeats)
             overheads = [bench.measure_overhead(run, segments=self.repeats + 2) for run in _variants(config)]
             spots = {run.variant: bench.hotspots(run) for run in _variants(config)}
@@ -127,13 +127,20 @@ def _show(console: Console, rates: Sequence, overheads: Sequence, spots: dict[st
 
 
 def _rate_table(rates: Sequence) -> Table:
-    table = Table("work", "mode", "variant", "of plain", "quartiles", "tok/s", title="throughput", box=None)
+    table = Table(
+        *("work", "mode", "variant", "of plain", "of eager", "tok/s"),
+        title="tok/s, ratios with quartiles",
+        box=None,
+    )
     for rate in rates:
-        over = rate.over_plain
-        quartiles = f"{over.low:.3f}-{over.high:.3f}"
         speed = f"{rate.tokens_per_second.median:,.0f}"
-        table.add_row(rate.work, rate.mode, rate.variant, f"{over.median:.3f}", quartiles, speed)
+        ratios = [_times(rate.over_plain), _times(rate.over_eager) if rate.over_eager else ""]
+        table.add_row(rate.work, rate.mode, rate.variant, *ratios, speed)
     return table
+
+
+def _times(spread: Any) -> str:
+    return f"{spread.median:.3f} ({spread.low:.3f} to {spread.high:.3f})"
 
 
 def _overhead_table(overheads: Sequence) -> Table:

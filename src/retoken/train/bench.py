@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 from retoken.data.tokens import TokenStore
 from retoken.errors import ConfigError
@@ -29,6 +32,8 @@ from retoken.train.world import World, open_world
 
 VARIANTS = ("baseline", "retoken", "mort")
 MODES = {"eager": "off", "compiled": "on"}
+WORKS = ("forward", "training")
+Turns = dict[tuple[str, str], list[float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +68,8 @@ class Throughput:
     """Over the repeats."""
     over_plain: Spread
     """Ratio to the baseline of the same work and mode."""
+    over_eager: Spread | None
+    """Ratio to the same variant without torch.compile; None where that was not timed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +92,7 @@ class BareLoop:
     def __init__(self, config: TrainConfig, store: TokenStore, world: World, *, batches: int = 8) -> None:
         self.model = setup.build_model(config, store).train()
         self._config, self._world = config, world
-        self._forward = compile_for(config, self.model)
+        self._forward = compile_for(config, self.model, setup.count(config, self.model))
         self._optimizer = setup.build_optimizer_for(self.model, config)
         set_lr(self._optimizer, lr_factor(config.lr_schedule(), 0))
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -180,7 +187,7 @@ def _clocks() -> tuple[float, float]:
 def measure_throughput(
     config: TrainConfig, *, modes: Sequence[str] = ("eager", "compiled"), steps: int = 4, repeats: int = 8
 ) -> list[Throughput]:
-    """Plain backbone, ReToken and MoRT in turns: `steps` steps each, forward and training.
+    """Plain backbone, ReToken and MoRT, eager and compiled, in turns: forward and training.
 
     Args:
         config: Preset, data, batch and arithmetic; the variants get their default modulators.
@@ -188,15 +195,15 @@ def measure_throughput(
         steps: Of one turn.
         repeats: Turns.
     """
-    found: list[Throughput] = []
     with open_world(config.device, config.threads) as world:
         store = setup.open_store(config)
-        for mode in modes:
-            loops = {name: BareLoop(_as(config, name, mode), store, world) for name in VARIANTS}
-            for work in ("forward", "training"):
-                cases = {name: functools.partial(_turn, loop, work, steps) for name, loop in loops.items()}
-                seconds = interleaved(cases, repeats=repeats, warmup=2)
-                found += _throughputs(seconds, work, mode, steps * config.tokens_per_step)
+        pairs = [(mode, variant) for mode in modes for variant in VARIANTS]
+        loops = {pair: BareLoop(_as(config, *pair), store, world) for pair in pairs}
+        found: list[Throughput] = []
+        for work in WORKS:
+            cases = {pair: functools.partial(_turn, loop, work, steps) for pair, loop in loops.items()}
+            seconds = interleaved(cases, repeats=repeats, warmup=2)
+            found += [_throughput(work, *pair, seconds, steps * config.tokens_per_step) for pair in pairs]
     return found
 
 
@@ -205,7 +212,8 @@ def hotspots(config: TrainConfig, *, steps: int = 5, rows: int = 12) -> list[Hot
     with open_world(config.device, config.threads) as world:
         loop = BareLoop(config, setup.open_store(config), world)
         loop.train(3, clip=True)
-        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        recorded = profile()
+        with _silent_stderr(), recorded:
             loop.train(steps, clip=True)
     operators = sorted(recorded.key_averages(), key=lambda found: found.self_cpu_time_total, reverse=True)
     total = sum(found.self_cpu_time_total for found in operators)
@@ -220,6 +228,20 @@ def hotspots(config: TrainConfig, *, steps: int = 5, rows: int = 12) -> list[Hot
     ]
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Some builds of PyTorch's profiler announce themselves there, below Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _turn(loop: BareLoop, work: str, steps: int) -> None:
     if work == "forward":
         loop.forward(steps)
@@ -227,21 +249,19 @@ def _turn(loop: BareLoop, work: str, steps: int) -> None:
         loop.train(steps, clip=True)
 
 
-def _throughputs(seconds: dict[str, list[float]], work: str, mode: str, tokens: int) -> list[Throughput]:
-    plain = seconds["baseline"]
-    return [
-        Throughput(
-            work=work,
-            mode=mode,
-            variant=name,
-            tokens_per_second=Spread.of([tokens / found for found in times]),
-            over_plain=ratios(plain, times),
-        )
-        for name, times in seconds.items()
-    ]
+def _throughput(work: str, mode: str, variant: str, seconds: Turns, tokens: int) -> Throughput:
+    ours, eager = seconds[mode, variant], seconds.get(("eager", variant))
+    return Throughput(
+        work=work,
+        mode=mode,
+        variant=variant,
+        tokens_per_second=Spread.of([tokens / found for found in ours]),
+        over_plain=ratios(seconds[mode, "baseline"], ours),
+        over_eager=ratios(eager, ours) if eager else None,
+    )
 
 
-def _as(config: TrainConfig, variant: str, mode: str) -> TrainConfig:
+def _as(config: TrainConfig, mode: str, variant: str) -> TrainConfig:
     changes: dict[str, Any] = {"variant": variant, "modulator": None, "compile": MODES[mode]}
     return dataclasses.replace(config, **changes)
 

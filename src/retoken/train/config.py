@@ -86,8 +86,8 @@ class TrainConfig:
     """Learning rate of the scales over `lr`."""
     dtype: DType = "float32"
     """Arithmetic of forward and backward; "bfloat16" is autocast over float32 parameters."""
-    compile: Compile = "off"
-    """torch.compile; "auto": where the run is long enough to earn back the compilation."""
+    compile: Compile = "auto"
+    """torch.compile; "auto": where a run of this length earns the compilation back."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     eval_every: int = 0

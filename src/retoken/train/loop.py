@@ -17,7 +17,6 @@ from retoken.train.config import TrainConfig
 from retoken.train.evaluate import Evaluation, evaluate
 from retoken.train.files import atomic_folder, writing
 from retoken.train.folder import RunFolder, fingerprint
-from retoken.train.memory import keep_freed_memory
 from retoken.train.metrics import MetricLog, OnEvent
 from retoken.train.probe import probe
 from retoken.train.result import TrainResult
@@ -63,8 +62,7 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResul
     """
     with open_world(config.device, config.threads) as world, StopRequest() as stop:
         if world.device.type == "cpu":
-            keep_freed_memory()
-        store, folder = setup.open_store(config), RunFolder(config.out)
+            store, folder = setup.open_store(config), RunFolder(config.out)
         with folder.held_by(world, config, fingerprint(store.manifest)):
             if folder.finished:
                 return TrainResult.read(folder.result)
@@ -108,7 +106,6 @@ def prepare(
     config: TrainConfig, store: TokenStore, folder: RunFolder, world: World, on_event: OnEvent | None
 ) -> Run:
     """Build the run at its start, or as its newest checkpoint left it."""
-    keep_freed_memory()
     peak.reset_peak(world.device)
     start_memory = peak.resident_bytes(world.device)
     found = checkpoint.newest(folder.checkpoints)
@@ -119,8 +116,8 @@ def prepare(
     if world.leads:
         folder.claim(config, fingerprint(store.manifest))
     optimizer = setup.build_optimizer_for(model, config)
-    forward = compile_for(config, world.wrap(model))
-    flops = setup.flops_per_token(config, model)
+    counts = setup.count(config, model)
+    forward = compile_for(config, world.wrap(model), counts)
     run = Run(
         config=config,
         store=store,
@@ -131,7 +128,7 @@ def prepare(
         reader=setup.build_reader(config, store, world),
         stepper=Stepper(model, forward, optimizer, config, world),
         schedule=config.lr_schedule(),
-        log=MetricLog(folder, config, world, flops, on_event),
+        log=MetricLog(folder, config, world, counts.flops_per_token, on_event),
         start_memory=start_memory,
     )
     if found:
@@ -224,7 +221,7 @@ def conclude(run: Run, final: Evaluation) -> TrainResult:
         flops_per_token=run.log.flops_per_token,
         train_seconds=seconds,
         tokens_per_second=tokens / seconds,
-        peak_memory_bytes=peak.peak_bytes(run.world.device),
+        peak_memory_bytes=max(run.start_memory, peak.peak_bytes(run.world.device)),
         start_memory_bytes=run.start_memory,
         out=str(config.out),
     )

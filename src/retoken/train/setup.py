@@ -112,10 +112,9 @@ def eval_batches(config: TrainConfig, store: TokenStore) -> Iterator[Tensor]:
     return eval_windows(store.split("val"), config.context_length + 1, config.eval_tokens, batch_size=size)
 
 
-def flops_per_token(config: TrainConfig, model: PreTrainedModel) -> float:
-    """Training FLOPs per token, counted from the model's config."""
-    counts = presets.count(model.config, config.attached, context_length=config.context_length)
-    return counts.flops_per_token
+def count(config: TrainConfig, model: PreTrainedModel) -> presets.Counts:
+    """Parameters and FLOPs per token, counted from the model's config."""
+    return presets.count(model.config, config.attached, context_length=config.context_length)
 
 
 def _random(config: TrainConfig, store: TokenStore) -> PreTrainedModel:

@@ -8,9 +8,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +34,8 @@ class Spread:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], None]], *, repeats: int, warmup: int = 1
-) -> dict[str, list[float]]:
+    cases: Mapping[K, Callable[[], None]], *, repeats: int, warmup: int = 1
+) -> dict[K, list[float]]:
     """Seconds of each case, `repeats` times, one case after the other and back again.
 
     A slow moment of the machine then falls on neighbours, and the ratio within a repeat stays fair.
@@ -41,7 +43,7 @@ def interleaved(
     for case in cases.values():
         for _ in range(warmup):
             case()
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[K, list[float]] = {name: [] for name in cases}
     for repeat in range(repeats):
         order = list(cases)[:: 1 if repeat % 2 == 0 else -1]
         for name in order:
@@ -56,12 +58,12 @@ def ratios(of: Sequence[float], to: Sequence[float]) -> Spread:
     return Spread.of([a / b for a, b in zip(of, to, strict=True)])
 
 
-def machine() -> dict[str, Any]:
-    """What a timing depends on besides the code."""
+def machine(threads: int = 0) -> dict[str, Any]:
+    """What a timing depends on besides the code; `threads`: what it runs with, 0 for PyTorch's choice."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads or torch.get_num_threads(),
         "torch": torch.__version__,
         "load": [round(load, 2) for load in os.getloadavg()],
     }

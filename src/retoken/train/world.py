@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from retoken.errors import ConfigError
+from retoken.train.memory import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +86,8 @@ def open_world(device: str, threads: int) -> Iterator[World]:
     joins = not dist.is_initialized()
     size = int(os.environ.get("WORLD_SIZE", "1")) if joins else dist.get_world_size()
     chosen = _device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     try:
         if size > 1 and joins:
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
