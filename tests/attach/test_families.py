@@ -87,10 +87,10 @@ def test_cached_decode_equals_the_full_forward(family, main_config):
 
 
 @every_family
-def test_parameter_count_is_the_configs_arithmetic(family, config):
-    plain, model = _attached(family, config, dtype=torch.float32)
+def test_parameter_count_is_the_configs_arithmetic(family, main_config):
+    plain, model = _attached(family, main_config, dtype=torch.float32)
     width, depth = plain.config.hidden_size, plain.config.num_hidden_layers
-    extra = config.table_params(VOCAB, width, depth) + config.other_params(width, depth)
+    extra = main_config.table_params(VOCAB, width, depth) + main_config.other_params(width, depth)
     assert sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()) == extra
 
 
