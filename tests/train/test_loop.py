@@ -257,3 +257,5 @@ def test_the_clock_stands_still_in_evaluations_and_checkpoints(make, monkeypatch
     result = train(config)
     assert time.perf_counter() - started > 2.0
     assert result.train_seconds < 1.0
+    seconds = [line["seconds"] for line in lines(config.out)]
+    assert seconds == sorted(seconds) and 0 < seconds[1] < seconds[-1] <= result.train_seconds
