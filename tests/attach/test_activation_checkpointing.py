@@ -59,9 +59,10 @@ def _fields(config):
     return {k: v for k, v in config.to_dict().items() if k not in ("type", "format_version")}
 
 
-@pytest.mark.parametrize("kind", ["mort", "mort-delay"])
-def test_reentrant_is_refused_where_gradients_would_be_lost(kind, configs):
-    model, _ = _pair(configs[kind])
+@pytest.mark.parametrize(("kind", "coef"), [("mort", 0.1), ("mort-delay", 0.0)])
+def test_reentrant_is_refused_where_gradients_would_be_lost(kind, coef, configs):
+    config = retoken.MoRTConfig(**{**_fields(configs[kind]), "balance_coef": coef})
+    model, _ = _pair(config)
     _checkpoint(model, reentrant=True)
     ids = token_ids()
     with pytest.raises(AttachError, match="use_reentrant"):

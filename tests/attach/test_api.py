@@ -116,6 +116,16 @@ def test_padding_does_not_count_in_the_balance_loss(configs):
     assert load.tokens == 11
 
 
+def test_a_mask_that_covers_cached_tokens_is_read_from_its_end(configs):
+    """The last pass saw the last two positions, one of them padding in the second row."""
+    model, ids = _attached(configs["mort"]), token_ids(2, 7)
+    cache = model(input_ids=ids[:, :5], use_cache=True).past_key_values
+    mask = torch.ones_like(ids)
+    mask[1, 6] = 0
+    model(input_ids=ids[:, 5:], attention_mask=mask, past_key_values=cache)
+    assert {float(load.tokens) for load in retoken.router_loads(model).values()} == {3.0}
+
+
 @pytest.mark.parametrize("cuts", [(5,), (2, 3), (1, 3, 1)])
 @pytest.mark.parametrize("kind", ["mort", "mort-delay"])
 def test_the_balance_loss_is_exact_at_any_split_of_the_batch(cuts, kind, configs):

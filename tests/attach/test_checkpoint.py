@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import retoken
 from retoken.attach.families import FAMILIES
@@ -73,6 +73,9 @@ def test_round_trip_with_pinned_keys(family, kind, configs, tmp_path):
 def test_a_plain_checkpoint_loaded_then_attached_keeps_the_backbones_names(family, configs, tmp_path):
     tiny_model(family).save_pretrained(tmp_path / "plain")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    conversions = loaded._weight_conversions
+    retoken.detach(retoken.attach(loaded, configs["mort"]))
+    assert loaded._weight_conversions == conversions
     retoken.attach(loaded, configs["mort"]).save_pretrained(tmp_path / "attached")
     saved = _saved(tmp_path / "attached")
     ours = {k for k in saved if k.startswith("retoken.")}
@@ -195,7 +198,9 @@ def test_a_fresh_process_loads_every_family(configs, tmp_path):
 def test_an_unused_config_of_the_backbone_is_not_touched():
     shared = tiny_config("llama")
     before = copy.deepcopy(shared.to_dict())
-    retoken.attach(AutoModelForCausalLM.from_config(shared), retoken.ReTokenConfig())
+    model = LlamaForCausalLM(shared)
+    assert model.config is shared
+    retoken.attach(model, retoken.ReTokenConfig())
     assert shared.to_dict() == before
     assert type(AutoModelForCausalLM.from_config(shared)).__name__ == "LlamaForCausalLM"
 

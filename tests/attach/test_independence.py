@@ -78,7 +78,8 @@ def test_a_deep_copy_of_one_layer_does_not_copy_the_model(configs):
 
 def test_two_models_from_one_config_object(configs):
     shared = tiny_config("llama")
-    first, second = (AutoModelForCausalLM.from_config(shared) for _ in range(2))
+    first, second = LlamaForCausalLM(shared), LlamaForCausalLM(shared)
+    assert first.config is second.config is shared
     retoken.attach(first, configs["retoken"])
     assert not hasattr(second, "retoken") and not hasattr(shared, "retoken")
     retoken.attach(second, configs["mort"])
