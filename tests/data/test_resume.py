@@ -1,6 +1,7 @@
 """Interrupted anywhere and started again, a preparation ends in the same bytes and shows no half shard."""
 
 import errno
+import functools
 import os
 import signal
 import subprocess
@@ -108,7 +109,9 @@ def test_a_stopped_process_leaves_no_child_and_is_continued(make, contents, json
     corpus = ["--corpus", str(jsonl), "--out", str(tmp_path / "out"), "--shard-bytes", "100000"]
     command = [sys.executable, "-m", "retoken", "prepare", *corpus, "--vocab-size", "400", "--workers", "2"]
     command += ["--val-fraction", "0.2"]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
+    # A shell starts what it puts in the background with SIGINT ignored, and children would inherit that.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, preexec_fn=heed)
     try:
         _wait(lambda: (tmp_path / "out" / "pieces" / "00002.json").is_file() or process.poll() is not None)
     finally:
