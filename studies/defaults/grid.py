@@ -92,6 +92,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "identity": {"norm": "rms", "init_scale": 0.0, "table_lr_mult": 5.0},
     "rms, rate 5": {"norm": "rms", "init_scale": 1.0, "table_lr_mult": 5.0},
     "rms, rate 20": {"norm": "rms", "init_scale": 1.0, "table_lr_mult": 20.0},
+    "wide E": {"norm": "rms", "init_scale": 1.0, "init_std": 1.0, "table_lr_mult": 20.0},
+    "decay": {"norm": "rms", "init_scale": 1.0, "table_lr_mult": 5.0, "table_weight_decay": 0.1},
 }
 """What both sizes and two seeds decide between."""
 

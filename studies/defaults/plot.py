@@ -26,9 +26,11 @@ def read() -> list[dict[str, Any]]:
 
 
 def start(row: dict[str, Any]) -> str:
-    """Norm, initial s, and the table rate where it is not the backbone's."""
-    rate = "" if row["table_lr_mult"] == 1 else f", rate × {row['table_lr_mult']:g}"
-    return f"{row['norm']}, s = {row['init_scale']:g}{rate}"
+    """Norm, initial s, and what else differs from rate 1, std 0.02 and no decay."""
+    more = "" if row["table_lr_mult"] == 1 else f", rate × {row['table_lr_mult']:g}"
+    more += "" if row["init_std"] == 0.02 else f", std of E {row['init_std']:g}"
+    more += "" if row["table_weight_decay"] == 0 else f", decay {row['table_weight_decay']:g}"
+    return f"{row['norm']}, s = {row['init_scale']:g}{more}"
 
 
 def baseline_loss(rows: list[dict[str, Any]], size: str, seed: float) -> float | None:
