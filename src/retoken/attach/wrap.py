@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from retoken.attach.families import Anatomy
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn import ForwardContext, Modulator
+from retoken.nn import Fetched, ForwardContext, Modulator
 from retoken.ops import Routing, block_input_norm
 from retoken.ops.precision import widen
 
@@ -53,14 +53,18 @@ class LayerSite:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
         return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
 
-    def ids_for(self, hidden: Tensor) -> Tensor:
-        """This pass's ids, for hidden states [B, S, D]; an error when the layer runs outside of its model."""
+    def tokens_for(self, hidden: Tensor) -> tuple[Tensor, Fetched | None]:
+        """This pass's ids, for hidden states [B, S, D], and the rows fetched for them, if any were.
+
+        Raises:
+            AttachError: the layer runs outside of its model.
+        """
         if self.context is None:
             raise AttachError(
                 "a modulated layer has no token ids: it was called without its model, or its model "
                 "does not pass keyword arguments on to its layers"
             )
-        return self.context.ids_for(hidden)
+        return self.context.ids_for(hidden), self.context.fetched(self.layer)
 
 
 class SiteHook:
@@ -83,7 +87,8 @@ class GateIncrement(SiteHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         increment = _first_of(output)
-        gated = self.site.modulator(increment, self.site.ids_for(increment))  # pyright: ignore
+        ids, fetched = self.site.tokens_for(increment)
+        gated = self.site.modulator(increment, ids, fetched)  # pyright: ignore
         return _with_first(output, gated)
 
 
@@ -95,8 +100,9 @@ class RouteFromMlpInput(SiteHook):
 
     def route(self, hidden: Tensor) -> None:
         """Leave the residual of `hidden` [B, S, D] where it lands, and the routing for the balance loss."""
-        site, ids = self.site, self.site.ids_for(hidden)
-        residual, site.routing = site.modulator(hidden, ids)  # pyright: ignore
+        site = self.site
+        ids, fetched = site.tokens_for(hidden)
+        residual, site.routing = site.modulator(hidden, ids, fetched)  # pyright: ignore
         if site.delayed:
             site.context.leave(site.layer, residual)  # pyright: ignore
         else:
@@ -163,7 +169,7 @@ class StartForward:
         stack.begin(ids, _mask_of_last(mask, ids))
         for site in self.sites:
             site.begin(stack.layers)
-        return args, kwargs | {KEYWORD: ForwardContext(ids)}
+        return args, kwargs | {KEYWORD: ForwardContext(ids, stack.fetch(ids))}
 
 
 class EndForward:

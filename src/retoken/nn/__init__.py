@@ -1,10 +1,20 @@
 """The two modulators as modules, and the table they ask for rows."""
 
-from retoken.nn.context import ForwardContext
+from retoken.nn.context import Fetch, ForwardContext, RowSource
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
 from retoken.nn.stack import ModulatorStack
-from retoken.nn.table import TokenTable
+from retoken.nn.table import Fetched, TokenTable
 
-__all__ = ["ForwardContext", "MoRT", "Modulator", "ModulatorStack", "ReToken", "TokenTable"]
+__all__ = [
+    "Fetch",
+    "Fetched",
+    "ForwardContext",
+    "MoRT",
+    "Modulator",
+    "ModulatorStack",
+    "ReToken",
+    "RowSource",
+    "TokenTable",
+]

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from torch import Tensor
 
 from retoken.errors import AttachError
+from retoken.nn.table import Fetched
+
+
+class Fetch(Protocol):
+    """The rows of one forward pass, possibly still on their way."""
+
+    def arrived(self, layer: int) -> Fetched:
+        """The rows of a layer; waits for them."""
+        ...
+
+
+class RowSource(Protocol):
+    """Fetches the rows of a whole pass, for all layers at once, where tables are not simply indexed."""
+
+    def fetch(self, ids: Tensor) -> Fetch | None:
+        """Ask for the rows of ids [B, S]; None where each layer had better look them up itself."""
+        ...
+
+    def prefetch(self, ids: Tensor) -> None:
+        """Ask for the rows of the pass after this one; `fetch` of the same ids then finds them."""
+        ...
 
 
 class ForwardContext:
@@ -13,9 +36,11 @@ class ForwardContext:
     It travels as an argument, so that an activation checkpoint recomputes with the ids it ran with.
     """
 
-    def __init__(self, ids: Tensor) -> None:
+    def __init__(self, ids: Tensor, fetch: Fetch | None = None) -> None:
         self.ids = ids
         """[B, S] token ids."""
+        self.fetch = fetch
+        """The rows fetched for them; None: each layer looks them up in its table."""
         self.delayed: dict[int, Tensor] = {}
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
 
@@ -31,6 +56,10 @@ class ForwardContext:
                 f"{tuple(self.ids.shape)}; pass the whole input as input_ids"
             )
         return self.ids.to(hidden.device)
+
+    def fetched(self, layer: int) -> Fetched | None:
+        """What was fetched for a layer, arrived."""
+        return None if self.fetch is None else self.fetch.arrived(layer)
 
     def leave(self, layer: int, residual: Tensor) -> None:
         """Keep a layer's residual for a later layer, which is recomputed first and must find the one it read.

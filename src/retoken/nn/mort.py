@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig
 from retoken.nn.modulator import Modulator
+from retoken.nn.table import Fetched
 from retoken.ops import Routing, residual, route
 from retoken.ops.norm import norm_gain
 
@@ -49,8 +50,8 @@ class MoRT(Modulator):
         self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
         self.router = Router(config.num_modulators, hidden_size, device, dtype)
 
-    def forward(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Tensor, Routing]:
         """The residual [B, S, D], float32, and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
         routing = self.router(hidden, self.top_k)
-        mixed = self.table.mix(ids, routing.chosen_TK, routing.weights_TK).to(hidden.device)
+        mixed = self.table.mix(ids, routing.chosen_TK, routing.weights_TK, fetched).to(hidden.device)
         return residual(mixed, self.scale, self.gain, self.eps), routing

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from retoken.config import ReTokenConfig
 from retoken.nn.modulator import Modulator
+from retoken.nn.table import Fetched
 from retoken.ops import gate
 from retoken.ops.norm import norm_gain
 
@@ -25,7 +26,7 @@ class ReToken(Modulator):
         super().__init__(config, (vocab_size, hidden_size), device, dtype)
         self.gain = norm_gain(config.norm, hidden_size)
 
-    def forward(self, increment: Tensor, ids: Tensor) -> Tensor:
+    def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
-        rows = self.table.lookup(ids).to(increment.device)
+        rows = self.table.lookup(ids, fetched).to(increment.device)
         return gate(increment, rows, self.scale, self.gain, self.eps)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
+from retoken.nn.context import Fetch, RowSource
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
@@ -36,6 +37,7 @@ class ModulatorStack(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modulators.items()})
+        self.source: RowSource | None = None
         self.routings: dict[int, Routing] | None = None
         self.mask: Tensor | None = None
         self.batch_load: dict[int, RouterLoad] | None = None
@@ -49,6 +51,10 @@ class ModulatorStack(nn.Module):
         if type(ids) is Tensor and ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_ids(ids)
         self.routings, self.mask = None, mask
+
+    def fetch(self, ids: Tensor) -> Fetch | None:
+        """The rows of a pass over ids [B, S]; None where each layer looks them up in its table."""
+        return None if self.source is None else self.source.fetch(ids)
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.numel() == 0:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retoken.ops import mix_rows
+
+
+class Fetched(NamedTuple):
+    """Rows that were fetched for one forward pass, and which of them each token has."""
+
+    positions: Tensor
+    """[B, S] -> 0..R-1."""
+    rows: Tensor
+    """[R, D] or [R, E, D], on the device that computes."""
 
 
 class TokenTable(nn.Module):
@@ -33,17 +44,17 @@ class TokenTable(nn.Module):
         """V, the number of token ids that have rows."""
         return self.weight.shape[0]
 
-    def lookup(self, ids: Tensor) -> Tensor:
-        """All rows of `ids` [...]: [..., D], or [..., E, D]."""
-        ids = ids.to(self.weight.device)
-        return F.embedding(ids, self.weight) if self.weight.dim() == 2 else self.weight[ids]
+    def lookup(self, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
+        """All rows of `ids` [...]: [..., D], or [..., E, D]; out of `fetched` where this pass has fetched them."""
+        index, rows = fetched or (ids.to(self.weight.device), self.weight)
+        return F.embedding(index, rows) if rows.dim() == 2 else rows[index]
 
-    def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor, fetched: Fetched | None = None) -> Tensor:
         """sum_k weights_k E_{chosen_k}[ids], [..., D] float32, for ids [...], the others [..., K] (Eq. 4)."""
-        device = self.weight.device
-        vocab_size, per_token, width = self.weight.shape
-        index = ids.to(device).unsqueeze(-1) * per_token + chosen.to(device)
-        return mix_rows(self.weight.view(vocab_size * per_token, width), index, weights.to(device))
+        index, rows = fetched or (ids.to(self.weight.device), self.weight)
+        count, per_token, width = rows.shape
+        flat = index.unsqueeze(-1) * per_token + chosen.to(rows.device)
+        return mix_rows(rows.view(count * per_token, width), flat, weights.to(rows.device))
 
     @torch.no_grad()
     def resize(self, vocab_size: int) -> None:
