@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retoken.checkpoint.files import atomic_file, read_json, write_json
 from retoken.compare.runs import Curve, Run, is_finished, read_run
 from retoken.errors import CheckpointError, ConfigError
-from retoken.train.files import atomic_file, read_json, write_json
 
 FORMAT_VERSION = 1
 COLUMNS = ("name", "seed", "kind", "step", "tokens", "flops", "seconds", "loss", "bits_per_byte")

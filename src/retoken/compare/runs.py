@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from retoken.checkpoint.files import read_json
 from retoken.errors import CheckpointError
-from retoken.train.files import read_json
 
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.jsonl"

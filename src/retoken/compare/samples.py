@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from retoken.checkpoint.files import write_json
 from retoken.compare.runs import SAMPLES_FILE
 from retoken.data.tokens import TokenSplit, TokenStore
-from retoken.train.files import write_json
 
 PROMPTS = 4
 PROMPT_TOKENS = 16

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from retoken.checkpoint.files import read_json
 from retoken.data.tokens import TokenStore
 from retoken.errors import CheckpointError, ConfigError, DataError
 from retoken.train.checkpoint import newest_path
 from retoken.train.config import TrainConfig
-from retoken.train.files import read_json
 from retoken.train.folder import RunFolder
 from retoken.train.setup import load_model
 

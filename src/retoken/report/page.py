@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from retoken.checkpoint.files import atomic_file
 from retoken.compare.folder import CompareFolder, Comparison, flat
 from retoken.compare.runs import Run, RunRecord
 from retoken.compare.stats import BASELINE, Effect, bits_spread, effects, spread
@@ -15,7 +16,6 @@ from retoken.report import curves, depth, facts, palette, tokens, words
 from retoken.report.curves import Groups
 from retoken.report.series import by_variant
 from retoken.report.vocabulary import decoder
-from retoken.train.files import atomic_file
 
 
 def write_report(folder: CompareFolder, comparison: Comparison) -> Path:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from retoken.checkpoint.files import atomic_folder, read_json, write_json, writing
 from retoken.errors import CheckpointError
-from retoken.train.files import atomic_folder, read_json, write_json, writing
 from retoken.train.world import World
 
 FORMAT_VERSION = 1

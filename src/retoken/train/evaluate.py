@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retoken.train.files import atomic_file
+from retoken.checkpoint.files import atomic_file
 from retoken.train.world import World
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import transformers
 
+from retoken.checkpoint.files import read_json, write_json, writing
 from retoken.errors import TrainingError
 from retoken.train.config import TrainConfig
-from retoken.train.files import read_json, write_json, writing
 from retoken.train.world import World
 
 FREE_OPTIONS = ("out", "data", "threads", "device", "keep", "checkpoint_every")

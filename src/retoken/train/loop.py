@@ -9,13 +9,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import retoken
+from retoken.checkpoint.files import atomic_folder, writing
 from retoken.data.tokens import TokenStore, WindowReader
 from retoken.optim import Schedule, lr_factor, set_lr
 from retoken.train import checkpoint, peak, setup
 from retoken.train.compiled import compile_for
 from retoken.train.config import TrainConfig
 from retoken.train.evaluate import Evaluation, evaluate
-from retoken.train.files import atomic_folder, writing
 from retoken.train.folder import RunFolder, fingerprint
 from retoken.train.metrics import MetricLog, OnEvent
 from retoken.train.probe import probe

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from retoken.checkpoint.files import writing
 from retoken.errors import CheckpointError, TrainingError
 from retoken.train.checkpoint import newest_path
 from retoken.train.config import TrainConfig
-from retoken.train.files import writing
 from retoken.train.folder import RunFolder
 from retoken.train.world import World
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from retoken.checkpoint.files import read_json, write_json
 from retoken.errors import CheckpointError
-from retoken.train.files import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,1 @@
+"""Checkpoints of a run on any number of processes: safetensors and JSON, whole or absent, never unpickled."""
