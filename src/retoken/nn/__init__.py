@@ -5,7 +5,7 @@ from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
 from retoken.nn.stack import ModulatorStack
-from retoken.nn.table import Fetched, TokenTable
+from retoken.nn.table import Fetched, Rows, TokenTable
 
 __all__ = [
     "Fetch",
@@ -16,5 +16,6 @@ __all__ = [
     "ModulatorStack",
     "ReToken",
     "RowSource",
+    "Rows",
     "TokenTable",
 ]

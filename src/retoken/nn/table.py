@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,38 @@ from torch.nn import functional as F
 from retoken.ops import mix_rows
 
 
-class Fetched(NamedTuple):
-    """Rows that were fetched for one forward pass, and which of them each token has."""
+class Fetched(Protocol):
+    """What a layer gets of the rows fetched for one forward pass."""
+
+    def lookup(self) -> Tensor:
+        """All rows of the pass's tokens: [B, S, D], or [B, S, E, D]."""
+        ...
+
+    def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
+        """sum_k weights_k E_{chosen_k}, [B, S, D] float32, for [B, S, K] both (Eq. 4)."""
+        ...
+
+
+class Rows(NamedTuple):
+    """Rows at hand, and which of them each token has: the resident form of `Fetched`."""
 
     positions: Tensor
     """[B, S] -> 0..R-1."""
     rows: Tensor
     """[R, D] or [R, E, D], on the device that computes."""
+
+    def lookup(self) -> Tensor:
+        """[..., D], or [..., E, D], for positions [...]."""
+        if self.rows.dim() == 2:
+            return F.embedding(self.positions, self.rows)
+        return self.rows[self.positions]
+
+    def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
+        """[..., D] for positions [...], the others [..., K] (Eq. 4)."""
+        count, per_token, width = self.rows.shape
+        device = self.rows.device
+        index = self.positions.unsqueeze(-1) * per_token + chosen.to(device)
+        return mix_rows(self.rows.view(count * per_token, width), index, weights.to(device))
 
 
 class TokenTable(nn.Module):
@@ -45,16 +70,15 @@ class TokenTable(nn.Module):
         return self.weight.shape[0]
 
     def lookup(self, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
-        """All rows of `ids` [...]: [..., D], or [..., E, D]; out of `fetched` where this pass has fetched them."""
-        index, rows = fetched or (ids.to(self.weight.device), self.weight)
-        return F.embedding(index, rows) if rows.dim() == 2 else rows[index]
+        """All rows of `ids` [...]: [..., D], or [..., E, D]; out of `fetched` where they were fetched."""
+        return (fetched or self._resident(ids)).lookup()
 
     def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor, fetched: Fetched | None = None) -> Tensor:
         """sum_k weights_k E_{chosen_k}[ids], [..., D] float32, for ids [...], the others [..., K] (Eq. 4)."""
-        index, rows = fetched or (ids.to(self.weight.device), self.weight)
-        count, per_token, width = rows.shape
-        flat = index.unsqueeze(-1) * per_token + chosen.to(rows.device)
-        return mix_rows(rows.view(count * per_token, width), flat, weights.to(rows.device))
+        return (fetched or self._resident(ids)).mix(chosen, weights)
+
+    def _resident(self, ids: Tensor) -> Rows:
+        return Rows(ids.to(self.weight.device), self.weight)
 
     @torch.no_grad()
     def resize(self, vocab_size: int) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 def row_gradient(weight: Tensor, ids_R: Tensor, rows: Tensor) -> Tensor:
-    """The gradient of `weight` [V, ...] that is `rows` [R, ...] at `ids_R` (sorted, each once): sparse, coalesced.
+    """The gradient of `weight` [V, ...] that is `rows` [R, ...] at `ids_R` (sorted, each once).
 
-    It is PyTorch's own form (sparse COO with one sparse dimension): any optimizer for sparse gradients takes it.
+    Sparse, coalesced, PyTorch's own form (COO with one sparse dimension): any optimizer for sparse gradients
+    takes it.
     """
     index = ids_R.to(weight.device).unsqueeze(0)
     return torch.sparse_coo_tensor(
@@ -29,6 +30,8 @@ def add_row_gradient(weight: nn.Parameter, ids_R: Tensor, rows: Tensor) -> None:
     """
     if weight.grad is not None:
         ids_R, rows = _union(weight.grad, ids_R.to(weight.device), rows.to(weight.device))
+    if rows.dtype != weight.dtype:
+        weight.grad_dtype = rows.dtype  # rows in bfloat16 have their gradients summed in float32
     weight.grad = row_gradient(weight, ids_R, rows)
 
 
@@ -45,12 +48,12 @@ class FetchRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: nn.Parameter, ids_R: Tensor, rows: Tensor) -> Tensor:
-        """`rows` [R, ...], which are the weight's at `ids_R` (sorted, each once)."""
+        """`rows` [R, ...], the weight's at `ids_R` (sorted, each once), in float32 or wider."""
         ctx.weight, ctx.ids_R = weight, ids_R
-        return rows.view_as(rows)
+        return rows.view_as(rows) if rows.dtype == torch.float64 else rows.float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[None, None, None]:
-        """The gradient of the rows is added to the weight's, at home; autograd itself would not coalesce it."""
+        """The gradient of the rows is added to the weight's, at home: autograd would not coalesce it."""
         add_row_gradient(ctx.weight, ctx.ids_R, grads[0])
         return None, None, None

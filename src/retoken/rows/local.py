@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from retoken.nn import Fetched, ModulatorStack, TokenTable
+from retoken.nn import ModulatorStack, Rows, TokenTable
 from retoken.rows.gradient import FetchRows
 
 BeforeRead = Callable[[nn.Parameter, Tensor], None]
@@ -20,9 +20,9 @@ class Arrived:
     def __init__(self, rows: dict[int, Tensor], positions: Tensor) -> None:
         self._rows, self._positions = rows, positions
 
-    def arrived(self, layer: int) -> Fetched:
+    def arrived(self, layer: int) -> Rows:
         """The rows of a layer."""
-        return Fetched(self._positions, self._rows[layer])
+        return Rows(self._positions, self._rows[layer])
 
 
 class LocalRows:
@@ -55,8 +55,9 @@ class LocalRows:
 
     def gather(self, layer: int, table: TokenTable, ids_R: Tensor) -> Tensor:
         """A layer's rows of `ids_R`."""
-        ids_R = ids_R.to(table.weight.device)
-        return FetchRows.apply(table.weight, ids_R, table.weight.detach().index_select(0, ids_R))  # pyright: ignore
+        weight = table.weight
+        ids_R = ids_R.to(weight.device)
+        return FetchRows.apply(weight, ids_R, weight.detach().index_select(0, ids_R))  # pyright: ignore
 
     def prefetch(self, ids: Tensor) -> None:
         """Nothing to gain: the rows are where they are used."""
@@ -69,7 +70,7 @@ class LocalRows:
 
 
 def train_by_rows(stack: ModulatorStack) -> LocalRows:
-    """Give the tables of a stack row-sparse gradients from now on; an optimizer for such gradients is needed."""
+    """Give the tables of a stack row-sparse gradients from now on; the optimizer has to take such ones."""
     source = LocalRows(stack)
-    stack.source = source
+    stack.source = source  # pyright: ignore
     return source

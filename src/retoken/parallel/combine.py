@@ -1,0 +1,113 @@
+"""Gradients at their owners: summed over tokens, ranks and copies, each row once (App. B, step 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from retoken.parallel.mesh import TableMesh
+from retoken.parallel.request import Request
+from retoken.parallel.traffic import Traffic
+from retoken.rows import add_row_gradient
+
+
+class _Coming(NamedTuple):
+    layer: int
+    request: Request
+    flat: Tensor
+    work: dist.Work | None
+    place: Tensor
+    per_row: int
+
+
+class Combine:
+    """Collects what a backward pass sends to this rank's rows, and adds it to their gradients at its end.
+
+    Gradients are averages over the ranks, as the backbone's are.
+    """
+
+    def __init__(
+        self, weights: Callable[[], dict[int, nn.Parameter]], mesh: TableMesh, traffic: Traffic
+    ) -> None:
+        self._weights, self._mesh = weights, mesh
+        self.traffic = traffic
+        self.replica_traffic = Traffic(mesh.replica) if mesh.replicas > 1 else None
+        self._coming: list[_Coming] = []
+        self._layers: dict[int, Tensor] = {}
+
+    def await_rows(
+        self, layer: int, request: Request, flat: Tensor, work: dist.Work | None, place: Tensor
+    ) -> None:
+        """Row gradients are coming: `flat` holds, once `work` is done, one for each of `place` [N].
+
+        `place` numbers this shard's touched rows, one modulator after the other where a row has several.
+        """
+        if not self._coming:
+            torch.autograd.Variable._execution_engine.queue_callback(self.finish)
+        rows = self._weights()[layer][:1].numel()
+        self._coming.append(_Coming(layer, request, flat, work, place, rows))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Wait for all that was sent, in the order it was asked for; runs when a backward pass ends."""
+        coming, self._coming = self._coming, []
+        for item in coming:
+            if item.work is not None:
+                item.work.wait()
+            self._add(item)
+
+    def _add(self, item: _Coming) -> None:
+        weight = self._weights()[item.layer]
+        touched = item.request.touched_U
+        total = self._summed(item, weight).div_(self._mesh.world)
+        if self.replica_traffic is not None:
+            touched, total = _over_replicas(touched, total, self.replica_traffic)
+        add_row_gradient(weight, touched, total)
+
+    @staticmethod
+    def _summed(item: _Coming, weight: nn.Parameter) -> Tensor:
+        count = item.request.touched_U.numel()
+        shape = (count, *weight.shape[1:])
+        if item.place.numel() == 0 or weight[:1].numel() == 0:
+            return item.flat.new_zeros(shape)
+        unit = item.flat.numel() // item.place.numel()
+        total = item.flat.new_zeros((count * weight[:1].numel() // unit, unit))
+        return total.index_add_(0, item.place, item.flat.view(-1, unit)).view(shape)
+
+
+def _over_replicas(touched: Tensor, rows: Tensor, traffic: Traffic) -> tuple[Tensor, Tensor]:
+    """(ids, rows) summed over the copies of this shard, in the same order on each."""
+    counts = _all_counts(touched.numel(), traffic, touched.device)
+    everyone = _broadcast_each("replica ids", touched, counts, traffic)
+    both, place = torch.unique(torch.cat(everyone), return_inverse=True)
+    total = rows.new_zeros((both.numel(), *rows.shape[1:]))
+    parts = _broadcast_each("replica gradients", rows, counts, traffic)
+    for part, at in zip(parts, place.split(counts), strict=True):
+        total.index_add_(0, at, part)
+    return both, total
+
+
+def _all_counts(count: int, traffic: Traffic, device: torch.device) -> list[int]:
+    out = torch.empty(traffic.size, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(out, torch.tensor([count], device=device), group=traffic.group)
+    return out.tolist()
+
+
+def _broadcast_each(kind: str, data: Tensor, counts: list[int], traffic: Traffic) -> list[Tensor]:
+    """Every copy's `data`, whose sizes differ, from each copy in turn."""
+    parts = [
+        data if rank == traffic.rank else data.new_empty((count, *data.shape[1:]))
+        for rank, count in enumerate(counts)
+    ]
+    traffic.sent[kind] += data.numel() * data.element_size() * (traffic.size - 1)
+    works = [
+        dist.broadcast(part, group=traffic.group, group_src=rank, async_op=True)
+        for rank, part in enumerate(parts)
+    ]
+    for work in works:
+        work.wait()  # pyright: ignore
+    return parts

@@ -1,0 +1,55 @@
+"""Divide the tables of an attached model among ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from retoken.errors import ConfigError
+from retoken.nn import Modulator, ModulatorStack
+from retoken.parallel.layout import Layout, LayoutName
+from retoken.parallel.mesh import TableMesh
+from retoken.parallel.source import ExchangeName, ShardedRows, ShardedTable
+
+
+def shard_tables(
+    stack: ModulatorStack, mesh: TableMesh, layout: LayoutName = "V", exchange: ExchangeName = "early"
+) -> ShardedRows:
+    """Keep this rank's part of every table, and fetch rows from their owners from now on.
+
+    Args:
+        stack: `model.retoken`; every rank has the same whole tables, or tables that shard as they are built.
+        mesh: the ranks that share them.
+        layout: "V" by token, "E" by modulator, "VxE" by both.
+        exchange: "early": all rows of a token, before the first layer; "routed": the chosen rows; "mixed":
+            their mixture, made at the owner.
+
+    Raises:
+        ConfigError: Layout or exchange don't fit the modulator.
+    """
+    found: Any = next(iter(stack.layers.values()))
+    rows = found.table.weight.shape[1] if found.table.weight.dim() == 3 else 1
+    grid = Layout.make(layout, mesh.emp_size, found.table.vocab_size, rows)
+    source = ShardedRows(stack, mesh, grid, exchange)
+    for module in stack.layers.values():
+        assert isinstance(module, Modulator)
+        if isinstance(module.table, ShardedTable):
+            raise ConfigError("the tables are sharded already; accepted: tables that are whole")
+        module.table = ShardedTable(module.table, grid, mesh.emp_rank)
+    stack.source = source  # pyright: ignore
+    return source
+
+
+def ignored_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The tables of a model whose rows have a source of their own: what FSDP2 and DDP are to leave alone."""
+    stacks = [m for m in model.modules() if isinstance(m, ModulatorStack) and m.source is not None]
+    return {module.table.weight for stack in stacks for module in stack.layers.values()}  # pyright: ignore
+
+
+def leave_to_tables(model: nn.Module) -> None:
+    """Tell DistributedDataParallel, before it wraps `model`, that tables are none of its business."""
+    ignored = {id(parameter) for parameter in ignored_parameters(model)}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in ignored]
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
