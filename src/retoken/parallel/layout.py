@@ -17,7 +17,7 @@ LayoutName = Literal["V", "E", "VxE"]
 class Layout:
     """A grid of owners: rank v * modulator_shards + e owns (x, i) if x falls to v, i to e.
 
-    """Rank v * modulator_shards + e owns (x, i) where x falls to v and i to e.
+    Token x falls to vocabulary shard x % vocab_shards: tokenizers' ids are roughly in order of frequency, so
     that ranges of ids would load their owners very unevenly. Modulators are divided into ranges.
     """
 
