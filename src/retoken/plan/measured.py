@@ -1,0 +1,93 @@
+"""Distinct ids of real batches of a prepared corpus, beside those of independent draws of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retoken.data.tokens import TokenStore, WindowReader
+from retoken.plan.frequency import Frequencies
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Uniques:
+    """Distinct ids in batches of one size."""
+
+    tokens: int
+    """T."""
+    measured: float
+    """Mean over real batches."""
+    spread: float
+    """Standard deviation over them."""
+    independent: float
+    """sum over x of 1 - (1 - p_x)^T, with p from the counts of the whole split."""
+    batches: int
+    """Real batches counted."""
+
+    @property
+    def ratio(self) -> float:
+        """Measured over independent: below 1, because a document repeats its own words."""
+        return self.measured / self.independent
+
+
+def of_store(store: TokenStore, vocab_size: int | None = None) -> Frequencies:
+    """The counts of a store's training split.
+
+    Raises:
+        DataError: the model has fewer ids than the store.
+    """
+    counts = store.token_counts("train").numpy()
+    return Frequencies.of_counts(counts, vocab_size, str(store.folder))
+
+
+def measure(
+    store: TokenStore, sequences: int, context_length: int, *, batches: int = 16, seed: int = 0
+) -> Uniques:
+    """Count distinct ids in shuffled batches as training draws them, each window once.
+
+    Fewer than `batches` are drawn where the split is not that long.
+
+    Raises:
+        DataError: the split is shorter than one batch.
+    """
+    split, window = store.split("train"), context_length + 1
+    reader = WindowReader(split, window=window, batch_size=sequences, seed=seed)
+    count = max(1, min(batches, reader.windows // sequences))
+    found = np.array([_distinct(reader) for _ in range(count)])
+    tokens = sequences * context_length
+    independent = of_store(store).unique(tokens).sum()
+    return Uniques(
+        tokens=tokens,
+        measured=float(found.mean()),
+        spread=float(found.std()),
+        independent=float(independent),
+        batches=count,
+    )
+
+
+def with_clustering(
+    frequencies: Frequencies, store: TokenStore, sequences: Sequence[int], context_length: int
+) -> tuple[Frequencies, list[Uniques]]:
+    """`frequencies` corrected by what batches of these sizes hold, as far as the store reaches.
+
+    Returns:
+        The corrected frequencies, and the measurements.
+    """
+    found = [measure(store, size, context_length) for size in _reachable(store, sequences, context_length)]
+    return frequencies.clustered(tuple((each.tokens, each.ratio) for each in found)), found
+
+
+def _reachable(store: TokenStore, sequences: Sequence[int], context_length: int) -> Iterator[int]:
+    """The sizes up to a quarter of the split, ascending; that quarter in place of the larger ones.
+
+    A batch that is most of the split holds its ids by construction, which says nothing of other text.
+    """
+    most = max(1, len(store.split("train")) // (context_length + 1) // 4)
+    yield from sorted({min(size, most) for size in sequences})
+
+
+def _distinct(reader: WindowReader) -> int:
+    ids = next(reader)[:, :-1].numpy()
+    return len(np.unique(ids))
