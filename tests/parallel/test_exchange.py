@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import retoken
-from retoken.parallel import leave_to_tables, open_mesh, shard_tables
+from retoken.attach import decoder_layers
+from retoken.optim import total_norm
+from retoken.parallel import ignored_parameters, leave_to_tables, open_mesh, shard_tables
 from retoken.testing import assert_close, randomize, run_distributed, tiny_model, token_ids
 
 LENGTH = 7
@@ -161,3 +165,44 @@ def test_two_runs_give_the_same_bits():
         for (losses, grads, sent), (losses2, grads2, sent2) in zip(first, second, strict=True):
             assert torch.equal(losses, losses2) and sent == sent2
             assert all(torch.equal(grads[name], grads2[name]) for name in grads)
+
+
+def fsdp_run(rank, world_size, kind, layout, exchange):
+    model = build(kind, balance_coef=0.0) if kind == "mort" else build(kind)
+    mesh = open_mesh("cpu")
+    source = shard_tables(model.retoken, mesh, layout, exchange)
+    ignored = ignored_parameters(model)
+    for layer in decoder_layers(model):
+        fully_shard(layer)
+    fully_shard(model, ignored_params=ignored)
+    each = 4 // world_size
+    parts = [ids[rank * each : (rank + 1) * each] for ids in batches("plain")]
+    losses = [model(input_ids=ids, labels=ids, use_cache=False).loss for ids in parts]
+    sum(losses).backward()
+    norm = total_norm(model.parameters(), source.sum_over_shards)
+    grads, divided = {}, 0
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad
+        if name.endswith("table.weight"):
+            assert not isinstance(parameter, DTensor) and grad.is_sparse
+            grads[name] = whole(grad.to_dense(), source, mesh)
+        else:
+            assert isinstance(parameter, DTensor)
+            divided += 1
+            grads[name] = grad.full_tensor()
+    return torch.stack([x.detach() for x in losses]), grads, norm
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "exchange"),
+    [("retoken", "V", "early"), ("mort", "VxE", "early"), ("mort", "V", "mixed")],
+)
+def test_fsdp_divides_the_backbone_and_leaves_tables_alone(kind, layout, exchange):
+    losses, grads = dense_of(kind, {}, "plain")
+    norm = torch.nn.utils.get_total_norm(list(grads.values()))
+    results = run_distributed(fsdp_run, 2, kind, layout, exchange)
+    assert_close("losses", losses, sum(found[0] for found in results) / 2)
+    for _, theirs, their_norm in results:
+        assert_close("norm", norm, their_norm, units=256)
+        for name, grad in grads.items():
+            assert_close(f"gradient of {name}", grad, theirs[name], units=256)

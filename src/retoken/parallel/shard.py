@@ -15,14 +15,17 @@ from retoken.parallel.source import ExchangeName, ShardedRows, ShardedTable
 
 
 def shard_tables(
-    stack: ModulatorStack, mesh: TableMesh, layout: LayoutName = "V", exchange: ExchangeName = "early"
+    stack: ModulatorStack,
+    mesh: TableMesh,
+    layout: LayoutName | Layout = "V",
+    exchange: ExchangeName = "early",
 ) -> ShardedRows:
     """Keep this rank's part of every table, and fetch rows from their owners from now on.
 
     Args:
         stack: `model.retoken`; every rank has the same whole tables, or tables that shard as they are built.
         mesh: the ranks that share them.
-        layout: "V" by token, "E" by modulator, "VxE" by both.
+        layout: "V" by token, "E" by modulator, "VxE" by both; or a grid.
         exchange: "early": all rows of a token, before the first layer; "routed": the chosen rows; "mixed":
             their mixture, made at the owner.
 
@@ -30,8 +33,15 @@ def shard_tables(
         ConfigError: Layout or exchange don't fit the modulator.
     """
     found: Any = next(iter(stack.layers.values()))
-    rows = found.table.weight.shape[1] if found.table.weight.dim() == 3 else 1
-    grid = Layout.make(layout, mesh.emp_size, found.table.vocab_size, rows)
+    if isinstance(layout, Layout):
+        grid = layout
+    else:
+        rows = found.table.weight.shape[1] if found.table.weight.dim() == 3 else 1
+        grid = Layout.make(layout, mesh.emp_size, found.table.vocab_size, rows)
+    if grid.ranks != mesh.emp_size:
+        raise ConfigError(
+            f"layout is for {grid.ranks} ranks; accepted: one for the {mesh.emp_size} of the mesh"
+        )
     source = ShardedRows(stack, mesh, grid, exchange)
     for module in stack.layers.values():
         assert isinstance(module, Modulator)
