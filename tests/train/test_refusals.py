@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import retoken
+from retoken.checkpoint import newest, storage
 from retoken.errors import AttachError, CheckpointError, ConfigError, DataError, RetokenError, TrainingError
-from retoken.train import checkpoint
 from retoken.train.loop import train
 
 
@@ -202,68 +202,56 @@ def test_two_processes_in_one_folder(make):
     assert messages == [f"out {config.out}: another process is training there; accepted: one at a time"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors"])
+@pytest.mark.parametrize("name", ["shard-00001-of-00001.safetensors", "index.json", "config.json"])
 def test_a_truncated_checkpoint_names_the_file_and_going_back_one_works(part, name):
     newest = part.out / "checkpoints" / "step-000008"
     size = (newest / name).stat().st_size
     os.truncate(newest / name, size // 2)
     message = refusal(part, CheckpointError)
-    assert (
-        f"{newest / name} has {size // 2} bytes, {size} were written; delete {newest} to go back" in message
+    assert message == (
+        f"{newest / name} has {size // 2} bytes, {size} were written; "
+        f"step-000004 is whole: delete {newest} to go on from it"
     )
     shutil.rmtree(newest)
     assert train(part).steps == 12
 
 
 def test_a_checkpoint_that_lacks_a_file(part):
-    newest = part.out / "checkpoints" / "step-000008"
-    (newest / "optimizer.safetensors").unlink()
-    assert f"{newest / 'optimizer.safetensors'} is missing" in refusal(part, CheckpointError)
+    shard = part.out / "checkpoints" / "step-000008" / "shard-00001-of-00001.safetensors"
+    shard.unlink()
+    assert f"{shard} is missing; step-000004 is whole" in refusal(part, CheckpointError)
 
 
 def test_a_checkpoint_with_damaged_bytes(part):
-    newest = part.out / "checkpoints" / "step-000008"
-    with (newest / "optimizer.safetensors").open("r+b") as file:
-        file.write(b"\xff" * 64)
-    assert "optimizer.safetensors: not readable as safetensors" in refusal(part, CheckpointError)
+    shard = part.out / "checkpoints" / "step-000008" / "shard-00001-of-00001.safetensors"
+    with shard.open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(b"\xff" * 3)
+    assert f"{shard} is damaged (crc32 " in refusal(part, CheckpointError)
 
 
 def test_a_foreign_state_file(part):
     state = part.out / "checkpoints" / "step-000008" / "state.json"
     state.write_text('{"step": 8}')
-    assert f"{state}: not a training checkpoint's" in refusal(part, CheckpointError)
+    assert f"{state}: not a training checkpoint's; step-000004 is whole" in refusal(part, CheckpointError)
     state.write_text("")
     assert f"{state}: not readable as JSON" in refusal(part, CheckpointError)
+    state.write_text('{"format_version": 1, "step": 8, "files": {}, "state": {}}')
+    assert f"{state}: format_version is 1; accepted: 2" in refusal(part, CheckpointError)
 
 
-def test_another_model_s_optimizer_state(part, make, tmp_path):
-    other = make(out=tmp_path / "other", checkpoint_every=8)
+def test_a_whole_checkpoint_of_another_model(part, make, tmp_path):
+    other = make(out=tmp_path / "other", checkpoint_every=8, variant="mort")
     train(other)
-    names = ("optimizer.safetensors", "state.json")
-    swap(other.out / "checkpoints" / "step-000008", part.out / "checkpoints" / "step-000008", names[:1])
-    assert "optimizer.safetensors: retoken.layers.0.table.weight has shape [0]" in refusal(
-        part, CheckpointError
-    )
-
-
-def swap(source: Path, target: Path, names: tuple[str, ...]) -> None:
-    """Copy files of a foreign checkpoint and make the sizes agree, so that only the content is wrong."""
-    state = json.loads((target / "state.json").read_text())
-    for name in names:
-        shutil.copy(source / name, target / name)
-        state["files"][name] = (target / name).stat().st_size
-    (target / "state.json").write_text(json.dumps(state))
-
-
-def test_another_model_s_weights(part, make, tmp_path):
-    other = make(out=tmp_path / "other", checkpoint_every=8)
-    train(other)
-    swap(
-        other.out / "checkpoints" / "step-000008",
-        part.out / "checkpoints" / "step-000008",
-        ("model.safetensors",),
-    )
-    assert "retoken.layers.0.scale is not in the checkpoint" in refusal(part, CheckpointError)
+    newest = part.out / "checkpoints" / "step-000008"
+    shutil.rmtree(newest)
+    shutil.copytree(other.out / "checkpoints" / "step-000008", newest)
+    shutil.copy(part.out / "checkpoints" / "step-000004" / "config.json", newest)
+    manifest = json.loads((newest / "state.json").read_text())
+    manifest["files"].pop("config.json")
+    (newest / "state.json").write_text(json.dumps(manifest))
+    message = refusal(part, CheckpointError)
+    assert message == f"{newest}: holds retoken.layers.0.router, which the model lacks"
 
 
 def test_metrics_shorter_than_the_checkpoint_knows(part):
@@ -273,16 +261,16 @@ def test_metrics_shorter_than_the_checkpoint_knows(part):
 
 def test_a_disk_that_fills_while_saving_keeps_the_checkpoint_before(make, monkeypatch):
     config = make(checkpoint_every=4)
-    real, calls = checkpoint.save_file, []
+    real, calls = storage.write_tensors, []
 
-    def full(tensors, path, *args):
+    def full(path, *args):
         calls.append(path)
-        if len(calls) == 4:  # the second checkpoint's second file
+        if len(calls) == 2:
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return real(tensors, path, *args)
+        return real(path, *args)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(storage, "write_tensors", full)
     good = config.out / "checkpoints" / "step-000004"
     message = refusal(config, TrainingError)
     assert message.endswith(f"step-000008: cannot write (the disk is full); last good checkpoint: {good}")
@@ -308,7 +296,7 @@ def test_a_disk_that_really_fills(make, tmp_path):
         config = make(out=small / "run", checkpoint_every=4, variant="retoken", keep=2)
         message = refusal(config, TrainingError)
         assert "cannot write (the disk is full)" in message
-        assert checkpoint.newest(config.out / "checkpoints").step in (4, 8)
+        assert newest(config.out / "checkpoints").step in (4, 8)
         assert not list((config.out / "checkpoints").glob(".*"))
     finally:
         subprocess.run(["umount", str(small)], check=True)

@@ -2,7 +2,7 @@
 
 from retoken.checkpoint.build import build_model, described, load_model
 from retoken.checkpoint.chunks import Canonical, Chunk
-from retoken.checkpoint.folders import Checkpoint, checked, is_checkpoint, newest, newest_path
+from retoken.checkpoint.folders import Checkpoint, checked, is_checkpoint, newest, newest_path, read
 from retoken.checkpoint.peers import Peers
 from retoken.checkpoint.restore import Restorer
 from retoken.checkpoint.saver import Saver
@@ -23,4 +23,5 @@ __all__ = [
     "load_model",
     "newest",
     "newest_path",
+    "read",
 ]

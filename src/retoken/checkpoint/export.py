@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from retoken.checkpoint.build import build_model, described
 from retoken.checkpoint.files import atomic_folder, writing
-from retoken.checkpoint.folders import Checkpoint, checked
+from retoken.checkpoint.folders import Checkpoint
 from retoken.checkpoint.index import TensorFiles
 from retoken.checkpoint.restore import check_names
 from retoken.checkpoint.state import model_tensors, pinned
@@ -62,17 +62,17 @@ class _Source(NamedTuple):
 
 
 def export(
-    checkpoint: Path,
+    found: Checkpoint,
     out: Path,
     *,
     max_shard_size: int | str = "50GB",
-    beside: Callable[[Path], None] = lambda folder: None,
+    beside: Callable[[Path], Any] = lambda folder: None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Exported:
     """Write a model folder from a training checkpoint; atomically, in place of one that is there.
 
     Args:
-        checkpoint: Its folder.
+        found: The checkpoint.
         out: The folder to make.
         max_shard_size: As `save_pretrained`'s: a larger model is divided into files, with an index.
         beside: Puts more into the folder before it takes its name (the tokenizer).
@@ -82,7 +82,6 @@ def export(
         CheckpointError: The checkpoint is broken.
         TrainingError: The disk is full or refuses.
     """
-    found = checked(checkpoint)
     with writing(out), atomic_folder(out) as folder:
         exported = _Writer(found, on_progress).write(folder, out, max_shard_size)
         beside(folder)

@@ -59,12 +59,12 @@ def newest_path(root: Path) -> Path | None:
 def all_paths(root: Path) -> list[Path]:
     """The folders of all checkpoints, oldest first."""
     paths = [path for path in root.iterdir() if _NAME.fullmatch(path.name)] if root.is_dir() else []
-    return sorted(paths, key=_step_of)
+    return sorted(paths, key=step_of)
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a training checkpoint, broken or not."""
-    return (path / STATE_FILE).is_file() or _NAME.fullmatch(path.name) is not None
+    return (path / STATE_FILE).is_file() or (path / INDEX_FILE).is_file()
 
 
 def read(path: Path) -> Checkpoint:
@@ -144,15 +144,16 @@ def _fault_of(path: Path, facts: dict[str, int]) -> str | None:
 
 def _instead_of(path: Path, peers: Peers) -> str:
     """What to do about a broken checkpoint."""
-    before = [p for p in all_paths(path.parent) if _step_of(p) < _step_of(path)]
+    before = [p for p in all_paths(path.parent) if step_of(p) < step_of(path)]
     for other in reversed(before):
         if _fault(other, peers) is None:
-            broken = [p for p in before if _step_of(p) > _step_of(other)] + [path]
+            broken = [p for p in before if step_of(p) > step_of(other)] + [path]
             return f"{other.name} is whole: delete {' and '.join(map(str, broken))} to go on from it"
     return f"no checkpoint before it is whole: delete {path.parent} to train from the start"
 
 
-def _step_of(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """The optimizer steps done, by a checkpoint folder's name."""
     found = _NAME.fullmatch(path.name)
     return int(found.group(1)) if found else 0
 

@@ -91,6 +91,10 @@ class TensorFiles:
             self.read_box(box, entry.spec.dtype, (0,) * len(box.shape), out[place])
         return out
 
+    def read_all(self) -> dict[str, Tensor]:
+        """Every tensor by its name, in the memory of this process."""
+        return {name: self.read(name) for name in self.index}
+
     def rows(self, name: str) -> Iterator[Tensor]:
         """A tensor in order, some rows [r, ...] at a time: a block's worth, or one row where that is more."""
         spec = self.index[name].spec

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 
 from retoken.checkpoint.chunks import Canonical, Chunk, canonical_chunk, of_dtensor, rows_of, whole
+from retoken.checkpoint.drive import load_chunks
 from retoken.checkpoint.folders import Checkpoint
-from retoken.checkpoint.index import Index, TensorFiles
+from retoken.checkpoint.index import Index
 from retoken.checkpoint.peers import Peers
 from retoken.checkpoint.state import OPTIMIZER, RNG, model_tensors, parameters_of, pinned
-from retoken.checkpoint.storage import ChunkLoadPlanner, ShardReader
+from retoken.checkpoint.storage import ShardReader
 from retoken.checkpoint.tensorfile import Spec
 from retoken.errors import CheckpointError
 
@@ -115,7 +114,10 @@ class Restorer:
         return layout.from_canonical(rows, like)
 
     def _read(self, chunks: dict[str, Chunk]) -> None:
-        read_chunks(self.files, chunks, self.peers)
+        try:
+            load_chunks(chunks, ShardReader(self.files), self.peers)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error})") from error
 
 
 def check_names(path: Path, index: Index, wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -132,28 +134,6 @@ def check_names(path: Path, index: Index, wanted: Mapping[str, tuple[int, ...]])
             raise CheckpointError(f"{path}: {key} is not in the checkpoint")
         if index[key].spec.shape != shape:
             raise CheckpointError(f"{path}: {key} is {list(index[key].spec.shape)}; expected {list(shape)}")
-
-
-def read_chunks(files: TensorFiles, chunks: dict[str, Chunk], peers: Peers) -> None:
-    """Fill each process's chunks; a collective.
-
-    Raises:
-        CheckpointError: A process could not read a file.
-    """
-    alone = peers.size == 1
-    try:
-        load(
-            chunks,  # pyright: ignore
-            storage_reader=ShardReader(files),
-            planner=ChunkLoadPlanner(),
-            process_group=peers.group,
-            no_dist=alone,
-        )
-    except CheckpointException as error:
-        first: Any = next(iter(error.failures.values()))[0]
-        if isinstance(first, CheckpointError | OSError):
-            raise CheckpointError(f"{files.folder}: cannot be read ({first})") from error
-        raise
 
 
 def _in_place(key: str, tensor: Tensor) -> dict[str, Chunk]:

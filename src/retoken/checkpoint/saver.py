@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_saver import save
-
 from retoken.checkpoint.chunks import Chunk
+from retoken.checkpoint.drive import save_chunks
 from retoken.checkpoint.files import sync, writing
 from retoken.checkpoint.folders import (
     Checkpoint,
@@ -28,7 +26,7 @@ from retoken.checkpoint.folders import (
 )
 from retoken.checkpoint.index import INDEX_FILE, Index, write_index
 from retoken.checkpoint.peers import Peers
-from retoken.checkpoint.storage import ChunkSavePlanner, ShardWriter
+from retoken.checkpoint.storage import ShardWriter
 
 
 @dataclass(slots=True)
@@ -58,8 +56,6 @@ class Saver:
     def __post_init__(self) -> None:
         if self.peers.lead:
             clear_left_behind(self.root)
-        # One process saves without a process group, which DCP finds worth a warning at every save.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def save(self, step: int, chunks: dict[str, Chunk], state: dict[str, Any]) -> None:
         """Begin to write a checkpoint; returns while it is written. Waits for the one before it first.
@@ -74,6 +70,7 @@ class Saver:
         """
         self.wait()
         self._job = job = _Job(step)
+        state = copy.deepcopy(state)
         job.thread = threading.Thread(
             target=self._run, args=(job, chunks, state), name=f"checkpoint-{step}", daemon=True
         )
@@ -129,17 +126,11 @@ class Saver:
                 partial_of(target), lambda index, files: self._conclude(target, step, state, index, files)
             )
             try:
-                save(
-                    chunks,  # pyright: ignore
-                    storage_writer=writer,
-                    planner=ChunkSavePlanner(),
-                    process_group=self.peers.group,
-                    no_dist=self.peers.size == 1,
-                )
-            except CheckpointException as error:
+                save_chunks(chunks, writer, self.peers)
+            except BaseException:
                 if self.peers.lead:
                     shutil.rmtree(partial_of(target), ignore_errors=True)
-                raise _cause_of(error) from error
+                raise
 
     def _conclude(
         self, target: Path, step: int, state: dict[str, Any], index: Index, files: dict[str, dict[str, int]]
@@ -159,9 +150,3 @@ class Saver:
         )
         put_in_place(partial, target)
         prune(self.root, self.keep)
-
-
-def _cause_of(error: CheckpointException) -> BaseException:
-    """The first process's failure that says what happened: a disk's, before one that followed from it."""
-    causes: list[Any] = [failure[0] for _, failure in sorted(error.failures.items())]
-    return next((cause for cause in causes if isinstance(cause, OSError)), causes[0])

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from retoken import checkpoint
 from retoken.checkpoint.files import read_json
 from retoken.data.tokens import TokenStore
 from retoken.errors import CheckpointError, ConfigError, DataError
-from retoken.train.checkpoint import newest_path
 from retoken.train.config import TrainConfig
 from retoken.train.folder import RunFolder
 from retoken.train.setup import load_model
@@ -72,7 +72,8 @@ def open_checkpoint(where: str) -> Loaded:
         return Loaded(name=name, model=load_model(Path(name)).eval(), tokenizer=_tokenizer_at(name), run=None)
     folder = _model_folder(Path(where))
     run = _run_of(folder)
-    model = load_model(folder).eval()
+    load = checkpoint.load_model if checkpoint.is_checkpoint(folder) else load_model
+    model = load(folder).eval()
     return Loaded(
         name=str(folder), model=model, tokenizer=_tokenizer_at(str(folder)) or _tokenizer_of(run), run=run
     )
@@ -87,7 +88,7 @@ def _model_folder(path: Path) -> Path:
     if run.model.is_dir():
         return run.model
     if run.checkpoints.is_dir():
-        newest = newest_path(run.checkpoints)
+        newest = checkpoint.newest_path(run.checkpoints)
         if newest is None:
             raise CheckpointError(
                 f"checkpoint {path}: the run has not written a checkpoint yet; let it go on first"

@@ -9,10 +9,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import retoken
-from retoken.checkpoint.files import atomic_folder, writing
+from retoken.checkpoint.files import writing
+from retoken.checkpoint.folders import step_of
 from retoken.data.tokens import TokenStore, WindowReader
 from retoken.optim import Schedule, lr_factor, set_lr
-from retoken.train import checkpoint, peak, setup
+from retoken.train import peak, setup
 from retoken.train.compiled import compile_for
 from retoken.train.config import TrainConfig
 from retoken.train.evaluate import Evaluation, evaluate
@@ -20,6 +21,7 @@ from retoken.train.folder import RunFolder, fingerprint
 from retoken.train.metrics import MetricLog, OnEvent
 from retoken.train.probe import probe
 from retoken.train.result import TrainResult
+from retoken.train.saving import Saving
 from retoken.train.signals import StopRequest
 from retoken.train.step import Stepper
 from retoken.train.world import World, open_world
@@ -39,6 +41,7 @@ class Run:
     stepper: Stepper
     schedule: Schedule
     log: MetricLog
+    saving: Saving
     step: int = 0
     start_memory: int = 0
 
@@ -71,6 +74,7 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResul
                 go_on(run, stop)
                 return finish(run)
             finally:
+                run.saving.close()
                 run.log.close()
 
 
@@ -96,6 +100,7 @@ def go_on(run: Run, stop: StopRequest) -> None:
             evaluate_now(run)
         if run.step == total or stopping or _every(config.checkpoint_every, run.step):
             save(run)
+        tell_saved(run, wait=stopping)
         if stopping:
             raise KeyboardInterrupt(
                 f"stopped behind step {run.step} of {total}; {config.out} goes on from there"
@@ -108,8 +113,8 @@ def prepare(
     """Build the run at its start, or as its newest checkpoint left it."""
     peak.reset_peak(world.device)
     start_memory = peak.resident_bytes(world.device)
-    found = checkpoint.newest(folder.checkpoints)
-    model = setup.load_model(found.path) if found else setup.build_model(config, store)
+    saving = Saving(config, folder, world)
+    model = saving.build_model() if saving.found else setup.build_model(config, store)
     nn.Module.to(model, world.device).train()
     if config.activation_checkpointing:
         setup.recompute_activations(model)
@@ -128,36 +133,38 @@ def prepare(
         reader=setup.build_reader(config, store, world),
         stepper=Stepper(model, forward, optimizer, config, world),
         schedule=config.lr_schedule(),
-        log=MetricLog(folder, config, world, counts.flops_per_token, on_event),
+        log=MetricLog(folder, config, world, counts.flops_per_token, saving.last_good, on_event),
+        saving=saving,
         start_memory=start_memory,
     )
-    if found:
-        restore(run, found)
+    saving.begin(model, optimizer, {})
+    if saving.found:
+        restore(run)
     else:
+        run.log.start_anew()
         torch.manual_seed(config.seed + 2 + world.rank)
         look_inside(run)
     return run
 
 
-def restore(run: Run, found: checkpoint.Checkpoint) -> None:
-    """Everything but the model's weights, which are loaded already."""
+def restore(run: Run) -> None:
+    """Go on as the newest checkpoint left it."""
+    found = run.saving.restore()
     run.step = found.step
-    checkpoint.load_optimizer(found.path, run.optimizer)
-    checkpoint.load_rng(found.path, run.world)
     run.reader.load_state_dict(found.state["reader"])
     run.log.restore(found.state["log"], found.step)
 
 
 def save(run: Run) -> None:
-    """A checkpoint of this step."""
+    """Begin a checkpoint of this step; it is written while the next steps are done."""
     with run.log.clock.paused(run.world.device):
-        rng = checkpoint.rng_tensors(run.world)
-        state = {"reader": run.reader.state_dict(), "log": run.log.state()}
-        if run.world.leads:
-            path = checkpoint.save(run.folder.checkpoints, run.step, run.model, run.optimizer, rng, state)
-            checkpoint.prune(run.folder.checkpoints, run.config.keep)
-            run.log.tell("checkpoint", step=run.step, path=str(path))
-        run.world.wait()
+        run.saving.save(run.step, {"reader": run.reader.state_dict(), "log": run.log.state()})
+
+
+def tell_saved(run: Run, *, wait: bool = False) -> None:
+    """Say which checkpoints are on the disk by now; wait for those that are not."""
+    for path in run.saving.finished(wait=wait):
+        run.log.tell("checkpoint", step=step_of(path), path=str(path))
 
 
 def evaluate_now(run: Run) -> Evaluation:
@@ -187,13 +194,12 @@ def look_inside(run: Run) -> None:
 def finish(run: Run) -> TrainResult:
     """The last evaluation, the trained model, and, last of all, the result."""
     final, folder = evaluate_now(run), run.folder
+    tell_saved(run, wait=True)
     result = conclude(run, final)
     if run.world.leads:
         with writing(folder.path):
             final.save(folder.token_loss)
-            with atomic_folder(folder.model) as target:
-                run.model.save_pretrained(target)
-                run.store.tokenizer().save_pretrained(target)
+            run.saving.write_model(run.step, folder.model, run.store)
             result.write(folder.result)
     run.world.wait()
     run.log.tell("end", step=run.step, val_loss=result.val_loss, seconds=result.train_seconds)

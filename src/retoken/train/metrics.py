@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from retoken.checkpoint.files import writing
 from retoken.errors import CheckpointError, TrainingError
-from retoken.train.checkpoint import newest_path
 from retoken.train.config import TrainConfig
 from retoken.train.folder import RunFolder
 from retoken.train.world import World
@@ -68,11 +68,13 @@ class MetricLog:
         config: TrainConfig,
         world: World,
         flops_per_token: float,
+        last_good: Callable[[], Path | None],
         on_event: OnEvent | None,
     ) -> None:
         self.clock = Clock()
         self.flops_per_token = flops_per_token
         self._folder, self._config, self._world = folder, config, world
+        self._last_good = last_good
         self._on_event = on_event or (lambda event: None)
         self._waiting: list[_Step] = []
         self._settled: list[tuple[float, float]] = []
@@ -166,11 +168,20 @@ class MetricLog:
             raise CheckpointError(
                 f"{self._folder.metrics} has {found} bytes; the checkpoint was written behind {wanted}"
             )
-        self._file.truncate(wanted)
-        self._file.seek(wanted)
-        assert self._board is not None
+        self._cut(wanted, step + 1)
+
+    def start_anew(self) -> None:
+        """The run begins: lines of an attempt that left no checkpoint are cut off."""
+        if self._file is not None and self._file.seek(0, os.SEEK_END):
+            self._cut(0, 0)
+
+    def _cut(self, size: int, step: int) -> None:
+        """Keep `size` bytes of the lines, and TensorBoard's steps below `step`."""
+        assert self._file is not None and self._board is not None
+        self._file.truncate(size)
+        self._file.seek(size)
         self._board.close()
-        self._board = _tensorboard(self._folder, purge_step=step + 1)
+        self._board = _tensorboard(self._folder, purge_step=step)
 
     def close(self) -> None:
         """Close the files."""
@@ -180,7 +191,7 @@ class MetricLog:
 
     def _not_finite(self, noted: _Step, loss: float, norm: float) -> str:
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm} (loss {loss:.4f})"
-        good = newest_path(self._folder.checkpoints)
+        good = self._last_good()
         where = f"step {noted.step}, batch {json.dumps(noted.batch)}"
         return f"{what} at {where}; last good checkpoint: {good or 'none'}"
 
