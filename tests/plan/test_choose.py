@@ -144,9 +144,17 @@ def test_a_counting_pass_costs_a_third_of_the_compute_and_another_exchange() -> 
     assert plain.fastest.time.compute == pytest.approx(once.base_time.compute)
 
 
-def test_dense_tables_cannot_be_sharded() -> None:
-    with pytest.raises(ConfigError, match="'adamw' with tables divided among 4 ranks"):
-        _job(optimizer="adamw")
+def test_dense_adamw_is_replicated_unless_a_layout_is_asked_for() -> None:
+    whole, divided = (plan(_job(optimizer="adamw", layout=layout)) for layout in ("auto", "V"))
+    assert [each.name for each in whole.outlooks] == ["naive"] and whole.ladder == ()
+    assert plan(_job(optimizer="adamw", layout="replicated")).outlooks == whole.outlooks
+    everything = 12 * whole.parameters["table_params"]
+    kinds = ("table rows", "table optimizer")
+    assert sum(whole.fastest.memory.device[kind] for kind in kinds) == everything
+    assert sum(divided.fastest.memory.device[kind] for kind in kinds) == everything / 4
+    assert {"table gradients", "fetched rows"} < set(divided.fastest.memory.device)
+    with pytest.raises(ConfigError, match=r"'replicated' with tables.optimizer 'row_adamw'"):
+        _job(layout="replicated")
     one = plan(_job(optimizer="adamw", batch=Batch(sequences=16, context_length=128)))
     assert one.fastest.memory.device["table gradients"] == 4 * one.parameters["table_params"]
     assert one.ladder == ()

@@ -44,6 +44,8 @@ def test_a_batch_by_hand() -> None:
     batch = Batch(sequences=48, context_length=10, ranks=4, micro_sequences=3)
     assert (batch.share, batch.micro_batches, batch.tokens) == (12, 4, 30)
     assert (batch.rank_tokens, batch.step_tokens) == (120, 480)
+    uneven = Batch(sequences=48, context_length=10, ranks=4, micro_sequences=5)
+    assert (uneven.micro_batches, uneven.tokens) == (3, 50)
     whole = Batch(sequences=48, context_length=10, ranks=4)
     assert (whole.micro_batches, whole.tokens) == (1, 120)
 
@@ -54,7 +56,7 @@ def test_a_batch_by_hand() -> None:
         ({"ranks": 0}, "ranks is 0; accepted: an integer from 1"),
         ({"ranks": 5}, "batch_size is 48 with 5 ranks; accepted: a multiple of 5"),
         ({"sequences": 0}, "batch_size is 0"),
-        ({"ranks": 4, "micro_sequences": 5}, "micro_batch_size is 5; accepted: a divisor of 12"),
+        ({"ranks": 4, "micro_sequences": 13}, "micro_batch_size is 13; accepted: up to 12"),
         ({"micro_sequences": -1}, "micro_batch_size is -1"),
         ({"context_length": 0}, "context_length is 0"),
     ],

@@ -32,11 +32,11 @@ class Job:
     emp: int = 0
     """Ranks that share one copy of the tables; 0: all."""
     layout: str = "auto"
-    """"V", "E", "VxE", or "auto" for every one."""
+    """"V", "E", "VxE", "auto" for every one of these, or "replicated"; with adamw "auto" is "replicated"."""
     option: str = "auto"
     """"early", "routed", "mixed", or "auto" for every one."""
     optimizer: str = "row_adamw"
-    """Of the tables: "row_adamw", "row_wise" or "adamw"."""
+    """Of the tables: "row_adamw", "row_wise" or "adamw", which moves every row at every step."""
     sharding: str = "ddp"
     """Of the backbone: "ddp" or "fsdp"."""
     location: str = "device"
@@ -52,14 +52,19 @@ class Job:
         mem.check_choices(self.optimizer, self.sharding, self.location)
         require(self.memory >= 0, "memory", self.memory, "a number from 0")
         require(self.row_bytes in (2, 4), "row_bytes", self.row_bytes, "2 or 4")
-        emp = emp_ranks(self.emp, self.batch.ranks)
-        sharded = self.modulator is not None and emp > 1
+        emp_ranks(self.emp, self.batch.ranks)
         require(
-            not (sharded and self.optimizer == "adamw"),
-            "tables.optimizer",
-            f"'adamw' with tables divided among {emp} ranks",
-            "row_adamw, row_wise",
+            self.layout != "replicated" or self.optimizer == "adamw",
+            "tables.layout",
+            f"'replicated' with tables.optimizer {self.optimizer!r}",
+            "adamw there",
         )
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every rank has all tables, and all-reduces their dense gradients."""
+        dense = self.layout == "replicated" or (self.optimizer == "adamw" and self.layout == "auto")
+        return dense and self.batch.ranks > 1
 
     @property
     def tables(self) -> Tables | None:

@@ -110,7 +110,9 @@ def table_memory(
         "table optimizer": state_bytes(optimizer, tables, tokens, held),
     }
     if optimizer == "adamw":
-        return kinds | {"table gradients": FLOAT * elements}
+        kinds["table gradients"] = FLOAT * elements
+        if grid.size == 1:
+            return kinds
     touched = frequencies.unique(batch.step_tokens, grid.vocab_shards).max()
     row = held * tables.width * tables.gradient_bytes
     kinds["touched-row gradients"] = round(tables.layers * touched * (row + ID))

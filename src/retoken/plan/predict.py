@@ -67,6 +67,17 @@ class Plan:
     """Replicated tables with a dense all-reduce, and tables sharded over V without deduplication."""
 
     @property
+    def group(self) -> int:
+        """Ranks that share one copy of the tables."""
+        return emp_ranks(self.job.emp, self.job.batch.ranks)
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bytes of row, optimizer state and dense gradient that a table parameter takes; 0 without tables."""
+        tables = self.job.tables
+        return mem.bytes_per_parameter(tables, self.job.optimizer) if tables else 0.0
+
+    @property
     def fewest_bytes(self) -> Outlook:
         """The choice that training makes."""
         return self.outlooks[0]
@@ -103,6 +114,9 @@ def plan(job: Job) -> Plan:
     }
     if tables is None:
         return Plan(**head, unique={})
+    head["unique"] = _unique(job)
+    if job.replicated:
+        return Plan(**head, outlooks=(_naive(job, tables, base),))
     choice = choose(
         tables,
         job.batch,
@@ -113,7 +127,7 @@ def plan(job: Job) -> Plan:
         forwards=job.forwards,
     )
     outlooks = tuple(_outlook(job, tables, each, base) for each in choice.candidates)
-    return Plan(**head, unique=_unique(job), outlooks=outlooks, ladder=_ladder(job, tables, choice, base))
+    return Plan(**head, outlooks=outlooks, ladder=_ladder(job, tables, choice, base))
 
 
 def _outlook(job: Job, tables: Tables, candidate: Candidate, base: Work) -> Outlook:
@@ -162,15 +176,23 @@ def _judged(
 
 def _ladder(job: Job, tables: Tables, choice: Choice, base: Work) -> tuple[Outlook, ...]:
     """The rungs below: naive, and sharded without deduplication; none on one rank."""
-    ranks, whole = job.batch.ranks, Grid()
-    if ranks == 1:
+    if job.batch.ranks == 1:
         return ()
+    grid = next((each.grid for each in choice.candidates if each.grid.layout == "V"), choice.grid)
+    moved = step_traffic(tables, grid, "sharded", job.batch, job.frequencies, job.forwards)
+    sharded = Candidate(grid=grid, option="sharded", traffic=moved)
+    return _naive(job, tables, base), _outlook(job, tables, sharded, base)
+
+
+def _naive(job: Job, tables: Tables, base: Work) -> Outlook:
+    """Replicated tables, dense gradients all-reduced behind the backward pass, dense AdamW."""
+    ranks, whole = job.batch.ranks, Grid()
     dense = traffic.dense_all_reduce(tables, ranks)
     slow = work.with_dense_tables(base_work(job, with_tables=True), dense, ranks)
     local = work.table_bytes(
         tables, whole, job.batch, job.frequencies, optimizer="adamw", option="early", ranks=1
     )
-    naive = _judged(
+    return _judged(
         job,
         tables,
         base,
@@ -183,9 +205,6 @@ def _ladder(job: Job, tables: Tables, choice: Choice, base: Work) -> tuple[Outlo
         received=dense,
         messages=2 * (ranks - 1),
     )
-    grid = next((each.grid for each in choice.candidates if each.grid.layout == "V"), choice.grid)
-    moved = step_traffic(tables, grid, "sharded", job.batch, job.frequencies, job.forwards)
-    return naive, _outlook(job, tables, Candidate(grid=grid, option="sharded", traffic=moved), base)
 
 
 def _largest(flow: Flow) -> dict[str, float]:

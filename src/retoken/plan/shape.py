@@ -103,9 +103,8 @@ class Batch:
             fits, "batch_size", f"{self.sequences} with {self.ranks} ranks", f"a multiple of {self.ranks}"
         )
         micro = self.micro_sequences
-        even = micro == 0 or (micro > 0 and self.share % micro == 0)
         require(
-            even, "micro_batch_size", micro, f"a divisor of {self.share}, a rank's share, or 0 for all of it"
+            0 <= micro <= self.share, "micro_batch_size", micro, f"up to {self.share}, or 0 for all of it"
         )
 
     @property
@@ -116,11 +115,11 @@ class Batch:
     @property
     def micro_batches(self) -> int:
         """Forward passes of one rank per step."""
-        return self.share // (self.micro_sequences or self.share)
+        return -(-self.share // (self.micro_sequences or self.share))
 
     @property
     def tokens(self) -> int:
-        """T: tokens of one forward pass of one rank."""
+        """T: tokens of one forward pass of one rank, the largest."""
         return (self.micro_sequences or self.share) * self.context_length
 
     @property
