@@ -114,7 +114,7 @@ def _other_options(d: Desk) -> Words:
 def _truncated_checkpoint(d: Desk) -> Words:
     run = d.own_run()
     (run / "result.json").unlink()
-    truncated(run / "checkpoints" / "step-000003" / "model.safetensors")
+    truncated(run / "checkpoints" / "step-000003" / "shard-00001-of-00001.safetensors")
     return ["train", "demo", "--data", d.store, *_RUN_OPTIONS, "--out", run]
 
 
@@ -123,6 +123,14 @@ def _foreign_checkpoint(d: Desk) -> Words:
     (run / "result.json").unlink()
     (run / "checkpoints" / "step-000003" / "state.json").write_text('{"some": "thing"}')
     return ["train", "demo", "--data", d.store, *_RUN_OPTIONS, "--out", run]
+
+
+def _export_damaged(d: Desk) -> Words:
+    shard = next(d.own_run().glob("checkpoints/*/shard-*"))
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    return ["export", d.folder / "run", "--out", d.folder / "new"]
 
 
 # What the fixture `tiny_run` was trained with.
@@ -272,7 +280,10 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
     "no GPU": (lambda d: d.train("--device", "cuda"), "device is 'cuda'"),
     "folder of something else": (_train_into_other, "holds something else"),
     "folder of another run": (_other_options, "with lr 0.003, not 0.5"),
-    "truncated checkpoint": (_truncated_checkpoint, "model.safetensors has .* bytes"),
+    "truncated checkpoint": (
+        _truncated_checkpoint,
+        r"shard-00001\S* has .* bytes, .* delete .* to train",
+    ),
     "foreign checkpoint": (_foreign_checkpoint, "state.json: not a training checkpoint"),
     "missing pretrained model": (lambda d: d.train("--model", d.folder / "none", preset=()), "none"),
     "ids beyond the model's table": (_small_vocabulary, "300 token ids; accepted: up to the 131"),
@@ -299,6 +310,17 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
         lambda d: ["eval", d.own_run(), "--data", d.store, "--context-length", 10**6],
         "--context-length is 1000000; accepted: 1..",
     ),
+    "export of nothing": (lambda d: ["export", d.folder / "no", "--out", d.folder / "x"], "no is no folder"),
+    "export of a model": (
+        lambda d: ["export", d.own_model(), "--out", d.folder / "x"],
+        "model holds no training checkpoint; accepted: a run folder",
+    ),
+    "export onto something": (lambda d: ["export", d.own_run(), "--out", d.folder / "run"], "run exists"),
+    "export in parts of no size": (
+        lambda d: ["export", d.own_run(), "--out", d.folder / "x", "--max-shard-size", "big"],
+        "--max-shard-size is 'big'; accepted",
+    ),
+    "export of a damaged checkpoint": (_export_damaged, "is damaged .crc32"),
     "neither data nor text": (lambda d: ["eval", d.own_run()], "--data and --text is needed; found none"),
     "missing text": (lambda d: ["eval", d.own_run(), "--text", d.folder / "none"], "none cannot be read"),
     "empty text": (lambda d: ["eval", d.own_run(), "--text", d.file("a.txt", " \n")], "a.txt is empty"),

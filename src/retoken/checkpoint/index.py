@@ -116,15 +116,22 @@ class TensorFiles:
         return out
 
     def read_box(self, box: Stored, dtype: torch.dtype, skip: Sequence[int], out: Tensor) -> None:
-        """Fill `out` with the part of a box that begins at `skip` in it."""
+        """Fill `out` with the part of a box that begins at `skip` in it.
+
+        Raises:
+            CheckpointError: The file is gone, or ends too early.
+        """
         if out.numel() == 0:
             return
         shape = box.shape or (1,)
         skip, out = (tuple(skip) or (0,)), (out if box.shape else out.view(1))
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        with (self.folder / box.file).open("rb", buffering=0) as file:
-            file.seek(box.start + skip[0] * row_bytes)
-            _fill(file, shape, dtype, skip[1:], out)
+        try:
+            with (self.folder / box.file).open("rb", buffering=0) as file:
+                file.seek(box.start + skip[0] * row_bytes)
+                _fill(file, shape, dtype, skip[1:], out)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder / box.file} cannot be read ({error.strerror})") from error
 
 
 def _fill(

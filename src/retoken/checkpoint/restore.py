@@ -114,10 +114,7 @@ class Restorer:
         return layout.from_canonical(rows, like)
 
     def _read(self, chunks: dict[str, Chunk]) -> None:
-        try:
-            load_chunks(chunks, ShardReader(self.files), self.peers)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error})") from error
+        load_chunks(chunks, ShardReader(self.files), self.peers)
 
 
 def check_names(path: Path, index: Index, wanted: Mapping[str, tuple[int, ...]]) -> None:

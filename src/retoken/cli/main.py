@@ -30,6 +30,7 @@ VERBS = {
     "presets": Verb("retoken.cli.presets", "Presets", "the paper's backbones and ours, counted"),
     "eval": Verb("retoken.cli.eval", "Eval", "held-out loss and bits per byte of a checkpoint"),
     "generate": Verb("retoken.cli.generate", "Generate", "text from a checkpoint"),
+    "export": Verb("retoken.cli.export", "Export", "a training checkpoint -> a model folder"),
     "bench": Verb("retoken.cli.bench", "Bench", "side-by-side timings, ratios first"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from retoken import checkpoint
+from retoken.checkpoint import newest_path
 from retoken.checkpoint.files import read_json
 from retoken.data.tokens import TokenStore
 from retoken.errors import CheckpointError, ConfigError, DataError
@@ -72,11 +72,8 @@ def open_checkpoint(where: str) -> Loaded:
         return Loaded(name=name, model=load_model(Path(name)).eval(), tokenizer=_tokenizer_at(name), run=None)
     folder = _model_folder(Path(where))
     run = _run_of(folder)
-    load = checkpoint.load_model if checkpoint.is_checkpoint(folder) else load_model
-    model = load(folder).eval()
-    return Loaded(
-        name=str(folder), model=model, tokenizer=_tokenizer_at(str(folder)) or _tokenizer_of(run), run=run
-    )
+    model = load_model(folder).eval()
+    return Loaded(name=str(folder), model=model, tokenizer=tokenizer_for(folder), run=run)
 
 
 def _model_folder(path: Path) -> Path:
@@ -88,7 +85,7 @@ def _model_folder(path: Path) -> Path:
     if run.model.is_dir():
         return run.model
     if run.checkpoints.is_dir():
-        newest = checkpoint.newest_path(run.checkpoints)
+        newest = newest_path(run.checkpoints)
         if newest is None:
             raise CheckpointError(
                 f"checkpoint {path}: the run has not written a checkpoint yet; let it go on first"
@@ -110,6 +107,15 @@ def _run_of(folder: Path) -> TrainConfig | None:
             except (ConfigError, KeyError, TypeError):
                 return None  # another version's: the model itself says all that is needed
     return None
+
+
+def tokenizer_for(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a model's folder, or that of the data its run was trained on; None: neither is there.
+
+    Raises:
+        CheckpointError: The one in the folder is broken.
+    """
+    return _tokenizer_at(str(folder)) or _tokenizer_of(_run_of(folder))
 
 
 def _tokenizer_at(where: str) -> PreTrainedTokenizerBase | None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 import retoken
-from retoken import presets
+from retoken import checkpoint, presets
 from retoken.data.tokens import TokenStore, WindowReader, eval_windows
 from retoken.errors import CheckpointError, ConfigError, DataError, RetokenError
 from retoken.optim import build_optimizer, parameter_groups
@@ -66,11 +66,13 @@ def recompute_activations(model: PreTrainedModel) -> None:
 
 
 def load_model(path: Path) -> PreTrainedModel:
-    """The model in a checkpoint folder, float32, every weight from the files.
+    """The model in a folder of `save_pretrained`, or in a training checkpoint; float32, all of it from files.
 
     Raises:
         CheckpointError: A file is missing or broken, or a weight is missing, unknown or misshapen.
     """
+    if checkpoint.is_checkpoint(path):
+        return checkpoint.load_model(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, output_loading_info=True
