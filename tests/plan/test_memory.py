@@ -131,7 +131,9 @@ def test_bytes_per_table_parameter() -> None:
     tables = Tables(vocab_size=1000, width=64, layers=2, modulators=5, top_k=3, mixes=True)
     assert memory.bytes_per_parameter(tables, "adamw") == memory.DENSE_ADAMW == 16
     assert memory.bytes_per_parameter(tables, "row_adamw") == pytest.approx(12 + 4 / 320)
-    assert memory.bytes_per_parameter(tables, "row_wise") == pytest.approx(4 + 4 / 320)
+    assert memory.bytes_per_parameter(tables, "row_wise") == pytest.approx(4 + 4 / 64 + 4 / 320)
+    decaying = memory.bytes_per_parameter(tables, "row_wise", decays=True)
+    assert decaying == pytest.approx(4 + 4 / 64 + 12 / 320)
 
 
 def test_fsdp_splits_and_gathers() -> None:

@@ -37,6 +37,8 @@ class Job:
     """"early", "routed", "mixed", or "auto" for every one."""
     optimizer: str = "row_adamw"
     """Of the tables: "row_adamw", "row_wise" or "adamw", which moves every row at every step."""
+    decays: bool = False
+    """Whether rows have weight decay, which row_adamw and row_wise keep 8 bytes a token for."""
     sharding: str = "ddp"
     """Of the backbone: "ddp" or "fsdp"."""
     location: str = "device"

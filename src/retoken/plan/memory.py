@@ -13,7 +13,7 @@ Sharding = Literal["ddp", "fsdp"]
 Location = Literal["device", "host"]
 DENSE_ADAMW = 16
 """Bytes per parameter of float32 AdamW: weight, gradient, two moments."""
-MOMENTS, FLOAT, ID, COUNT = 8, 4, 8, 4
+MOMENTS, FLOAT, ID, COUNT, SETTLED = 8, 4, 8, 4, 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,18 +71,19 @@ def backbone_memory(params: int, ranks: int, sharding: str, gathered: int = 0) -
     return kinds
 
 
-def state_bytes(optimizer: str, tables: Tables, tokens: int, modulators: int) -> int:
+def state_bytes(optimizer: str, tables: Tables, tokens: int, modulators: int, *, decays: bool = False) -> int:
     """Optimizer state of one owner: `tokens` ids with `modulators` rows each, over all layers.
 
-    row_adamw: two float32 moments an element, and one step count a token row (4 bytes). row_wise: one float32
-    a token row. adamw: two float32 moments an element.
+    row_adamw: two float32 moments an element, and an int32 count of touches a token. row_wise: a float32
+    for each of a token's modulators, and that count. With decay both keep a float64 a token besides: how far
+    its decay has come. adamw: two float32 moments an element.
     """
-    rows = tables.layers * tokens
-    elements = rows * modulators * tables.width
+    each = tables.layers * tokens
+    per_token = COUNT + (SETTLED if decays else 0)
     return {
-        "row_adamw": MOMENTS * elements + COUNT * rows,
-        "row_wise": FLOAT * rows,
-        "adamw": MOMENTS * elements,
+        "row_adamw": each * (MOMENTS * modulators * tables.width + per_token),
+        "row_wise": each * (FLOAT * modulators + per_token),
+        "adamw": each * MOMENTS * modulators * tables.width,
     }[optimizer]
 
 
@@ -94,6 +95,7 @@ def table_memory(
     *,
     optimizer: str,
     option: str,
+    decays: bool = False,
 ) -> dict[str, int]:
     """Everything that belongs to the tables on the fullest owner, by kind.
 
@@ -107,7 +109,7 @@ def table_memory(
     elements = tables.layers * tokens * held * tables.width
     kinds = {
         "table rows": elements * tables.row_bytes,
-        "table optimizer": state_bytes(optimizer, tables, tokens, held),
+        "table optimizer": state_bytes(optimizer, tables, tokens, held, decays=decays),
     }
     if optimizer == "adamw":
         kinds["table gradients"] = FLOAT * elements
@@ -164,6 +166,7 @@ def per_rank(
     sharding: str = "ddp",
     option: str = "early",
     location: str = "device",
+    decays: bool = False,
 ) -> Memory:
     """Memory of the fullest rank.
 
@@ -174,17 +177,14 @@ def per_rank(
     device = backbone_memory(backbone_params, batch.ranks, sharding, gathered_params)
     if tables is None:
         return Memory(device=device, host={})
-    kinds = table_memory(tables, grid, batch, frequencies, optimizer=optimizer, option=option)
+    kinds = table_memory(tables, grid, batch, frequencies, optimizer=optimizer, option=option, decays=decays)
     if location == "device":
         return Memory(device=device | kinds, host={})
     here = {name: size for name, size in kinds.items() if name in ("fetched rows", "exchange")}
     return Memory(device=device | here, host={name: size for name, size in kinds.items() if name not in here})
 
 
-def bytes_per_parameter(tables: Tables, optimizer: str) -> float:
+def bytes_per_parameter(tables: Tables, optimizer: str, *, decays: bool = False) -> float:
     """Bytes of rows, optimizer state and dense gradient per table parameter, against `DENSE_ADAMW`."""
-    own = (
-        tables.row_bytes
-        + state_bytes(optimizer, tables, tables.vocab_size, tables.modulators) / tables.params
-    )
-    return own + (FLOAT if optimizer == "adamw" else 0)
+    state = state_bytes(optimizer, tables, tables.vocab_size, tables.modulators, decays=decays)
+    return tables.row_bytes + state / tables.params + (FLOAT if optimizer == "adamw" else 0)

@@ -75,7 +75,7 @@ class Plan:
     def bytes_per_parameter(self) -> float:
         """Bytes of row, optimizer state and dense gradient that a table parameter takes; 0 without tables."""
         tables = self.job.tables
-        return mem.bytes_per_parameter(tables, self.job.optimizer) if tables else 0.0
+        return mem.bytes_per_parameter(tables, self.job.optimizer, decays=self.job.decays) if tables else 0.0
 
     @property
     def fewest_bytes(self) -> Outlook:
@@ -162,6 +162,7 @@ def _judged(
         sharding=job.sharding,
         option=name,
         location=job.location,
+        decays=job.decays,
     )
     return Outlook(
         name=name,

@@ -159,7 +159,7 @@ def table_bytes(
     moved = 4 * batch.micro_batches * fetched_bytes(tables, batch.tokens, frequencies, option)
     touched = frequencies.unique(batch.step_tokens, grid.vocab_shards).max()
     state = 16 if optimizer == "row_adamw" else 0
-    return work + moved * (2 if ranks > 1 else 1) + touched * held * (3 * tables.row_bytes + state)
+    return float(work + moved * (2 if ranks > 1 else 1) + touched * held * (3 * tables.row_bytes + state))
 
 
 def host_bytes(tables: Tables, batch: Batch, frequencies: Frequencies) -> float:
