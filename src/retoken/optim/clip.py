@@ -30,8 +30,8 @@ def total_norm(parameters: Iterable[nn.Parameter], sum_over_shards: Sum | None =
     whole = [g for g in gradients if not _is_rows(g)]
     square = _plain(nn.utils.get_total_norm(whole)).square() if whole else torch.zeros(())
     if rows or sum_over_shards is not None:
-        found = nn.utils.get_total_norm(rows).square() if rows else torch.zeros_like(square)
-        square = square + (sum_over_shards(found) if sum_over_shards else found).to(square.device)
+        found = _square(rows).to(square.device) if rows else torch.zeros_like(square)
+        square = square + (sum_over_shards(found) if sum_over_shards else found)
     return square.sqrt()
 
 
@@ -42,6 +42,12 @@ def clip_by_norm_(parameters: Iterable[nn.Parameter], max_norm: float, norm: Ten
         if parameter.grad is not None:
             values = values_of(parameter.grad)
             values.mul_(factor.to(values.device))
+
+
+def _square(rows: Iterable[Tensor]) -> Tensor:
+    """The squared norm of all rows; narrow types are summed in float32."""
+    norms = [torch.linalg.vector_norm(r, dtype=torch.promote_types(r.dtype, torch.float32)) for r in rows]
+    return torch.stack(norms).square().sum()
 
 
 def _is_rows(gradient: Tensor) -> bool:
