@@ -34,11 +34,11 @@ def _signal_at(step: int) -> None:
 
     real, done = Stepper.step, []
 
-    def counted(self, windows):
+    def counted(self, windows, upcoming=None):
         done.append(1)
         if len(done) == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, windows)
+        return real(self, windows, upcoming)
 
     Stepper.step = counted  # this process is the rank's own
 

@@ -221,8 +221,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_batch_and_checkpoint(make, mo
 
     real, done = Stepper.step, []
 
-    def poisoned(self, windows):
-        loss, norm = real(self, windows)
+    def poisoned(self, windows, upcoming=None):
+        loss, norm = real(self, windows, upcoming)
         done.append(1)
         return (loss * float("nan") if len(done) == 7 else loss), norm
 

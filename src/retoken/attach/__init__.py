@@ -2,7 +2,7 @@
 
 from retoken.attach.api import attach, balance_loss, batch_load, detach, modulators, router_loads
 from retoken.attach.checkpoint import register_family
-from retoken.attach.families import FAMILIES, Family
+from retoken.attach.families import FAMILIES, Family, decoder_layers
 from retoken.attach.groups import param_groups
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "attach",
     "balance_loss",
     "batch_load",
+    "decoder_layers",
     "detach",
     "modulators",
     "param_groups",

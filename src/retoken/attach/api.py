@@ -22,7 +22,7 @@ from retoken.attach.families import Anatomy, Family, dissect, family_of, refuse_
 from retoken.attach.wrap import backbone_class, modulated_layer_class, plan_hooks
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn import Modulator, ModulatorStack
+from retoken.nn import Modulator, ModulatorStack, TableFactory, TokenTable
 from retoken.nn.stack import build_modulator
 from retoken.ops import RouterLoad
 
@@ -31,7 +31,11 @@ _CONVERSIONS = "_weight_conversions"  # what transformers keeps of how it rename
 
 
 def attach(
-    model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, family: Family | None = None
+    model: PreTrainedModel,
+    config: ReTokenConfig | MoRTConfig,
+    family: Family | None = None,
+    *,
+    table: TableFactory = TokenTable,
 ) -> PreTrainedModel:
     """Put token-indexed parameters on a causal language model, in place; `detach` undoes it.
 
@@ -39,6 +43,7 @@ def attach(
         model: a Hugging Face causal language model, random or pretrained, not wrapped by anything yet.
         config: which modulator, and its options.
         family: where this backbone keeps its layers and MLPs; None: by its `model_type`.
+        table: makes each layer's table; for tables that are divided from the start.
 
     Returns:
         The same object, with the modulators under `model.retoken`.
@@ -60,7 +65,7 @@ def attach(
     anatomy = dissect(model, family)
     refuse_wrapped(model, anatomy)
     stack = _build_stack(
-        model, anatomy, config
+        model, anatomy, config, table
     )  # may fail for want of memory: the model is untouched till here
     model_class = attached_model_class(type(model))
     _set_config(model, {"modulator": config.to_dict(), "family": family.to_dict()})
@@ -98,10 +103,13 @@ def install_from_config(model: PreTrainedModel) -> None:
 
 
 def _build_stack(
-    model: PreTrainedModel, anatomy: Anatomy, config: ReTokenConfig | MoRTConfig
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    config: ReTokenConfig | MoRTConfig,
+    table: TableFactory = TokenTable,
 ) -> ModulatorStack:
     layers = config.table_layers(len(anatomy.layers))
-    stack = ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i) for i in layers})
+    stack = ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i, table) for i in layers})
     return stack.train(model.training)
 
 
@@ -115,11 +123,15 @@ def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) ->
 
 
 def _modulator_for(
-    model: PreTrainedModel, anatomy: Anatomy, config: ReTokenConfig | MoRTConfig, layer: int
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    config: ReTokenConfig | MoRTConfig,
+    layer: int,
+    table: TableFactory,
 ) -> Modulator:
     device = next(anatomy.layers[layer].parameters()).device
     width, depth = anatomy.hidden_size, len(anatomy.layers)
-    return build_modulator(config, anatomy.vocab_size, width, depth, device, model.dtype)
+    return build_modulator(config, anatomy.vocab_size, width, depth, device, model.dtype, table)
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:

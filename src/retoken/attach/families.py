@@ -136,3 +136,10 @@ def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
     return Anatomy(
         base, layers, mlps, ends, embeddings.weight.shape[0], model.config.get_text_config().hidden_size
     )
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers: the list as long as the config says the model is deep."""
+    depth = model.config.get_text_config().num_hidden_layers
+    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    return list(lists[0]) if lists else []

@@ -15,6 +15,7 @@ from retoken.cli.train_view import TrainView, print_result
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import ConfigError
 from retoken.train.config import TrainConfig
+from retoken.train.tables import TableOptions
 
 # Options of the command that are no options of `TrainConfig`, or that are worked out from others.
 _OWN = ("preset", "model", "out", "retoken", "mort", "json")
@@ -81,6 +82,12 @@ class Train:
     """Decay of the token tables."""
     scale_lr_mult: float | None = None
     """Learning rate of the scales over --lr."""
+    tables: TableOptions = field(default_factory=TableOptions)
+    """How the token tables are trained, and where they live."""
+    data_parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the backbone: a copy in each, or divided."""
+    timeout: int = 600
+    """Seconds after which processes that wait for another give up."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of forward and backward; parameters stay float32."""
     compile: Literal["auto", "on", "off"] | None = None

@@ -31,6 +31,9 @@ class TrainView:
         if self._bar:
             self._bar.stop()
 
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True) if not self._bar else self._console.print(text)
+
     def event(self, event: dict[str, Any]) -> None:
         """Show one event of the loop."""
         kind, step = event["kind"], event["step"]
@@ -42,7 +45,11 @@ class TrainView:
         text = "  ".join(self._said.values())
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=step, said=text)
-        elif kind == "start" and step:
+        if kind == "start" and event.get("tables"):
+            self._say(event["tables"])
+        if self._bar:
+            return
+        if kind == "start" and step:
             print(f"going on from step {step} of {self._total}", file=sys.stderr, flush=True)
         elif kind == "eval":
             print(f"step {step} of {self._total}  {text}", file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
 from retoken.nn.stack import ModulatorStack
-from retoken.nn.table import Fetched, Rows, TokenTable
+from retoken.nn.table import Fetched, Rows, TableFactory, TokenTable
 
 __all__ = [
     "Fetch",
@@ -17,5 +17,6 @@ __all__ = [
     "ReToken",
     "RowSource",
     "Rows",
+    "TableFactory",
     "TokenTable",
 ]

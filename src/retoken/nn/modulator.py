@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
-from retoken.nn.table import TokenTable
+from retoken.nn.table import TableFactory, TokenTable
 
 
 def _accept_checkpoint_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -27,10 +27,11 @@ class Modulator(nn.Module):
         shape: tuple[int, ...],
         device: torch.device | None,
         dtype: torch.dtype | None,
+        table: TableFactory = TokenTable,
     ) -> None:
         super().__init__()
         self.eps, self.init_scale = config.eps, config.init_scale
-        self.table = TokenTable(shape, config.init_std, device, dtype)
+        self.table = table(shape, config.init_std, device, dtype)
         self.scale = nn.Parameter(torch.empty(shape[-1], device=device, dtype=dtype))
         nn.init.constant_(self.scale, self.init_scale)
         self.register_load_state_dict_pre_hook(_accept_checkpoint_keys)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig
 from retoken.nn.modulator import Modulator
-from retoken.nn.table import Fetched
+from retoken.nn.table import Fetched, TableFactory, TokenTable
 from retoken.ops import Routing, residual, route
 from retoken.ops.norm import norm_gain
 
@@ -44,8 +44,9 @@ class MoRT(Modulator):
         num_layers: int,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        table: TableFactory = TokenTable,
     ) -> None:
-        super().__init__(config, (vocab_size, config.num_modulators, hidden_size), device, dtype)
+        super().__init__(config, (vocab_size, config.num_modulators, hidden_size), device, dtype, table)
         self.top_k = config.top_k
         self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
         self.router = Router(config.num_modulators, hidden_size, device, dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from retoken.config import ReTokenConfig
 from retoken.nn.modulator import Modulator
-from retoken.nn.table import Fetched
+from retoken.nn.table import Fetched, TableFactory, TokenTable
 from retoken.ops import gate
 from retoken.ops.norm import norm_gain
 
@@ -22,8 +22,9 @@ class ReToken(Modulator):
         hidden_size: int,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        table: TableFactory = TokenTable,
     ) -> None:
-        super().__init__(config, (vocab_size, hidden_size), device, dtype)
+        super().__init__(config, (vocab_size, hidden_size), device, dtype, table)
         self.gain = norm_gain(config.norm, hidden_size)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from retoken.nn.context import Fetch, RowSource
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
+from retoken.nn.table import TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, router_load
 
 
@@ -23,11 +24,12 @@ def build_modulator(
     num_layers: int,
     device: torch.device | None,
     dtype: torch.dtype | None,
+    table: TableFactory = TokenTable,
 ) -> Modulator:
-    """The module one layer carries."""
+    """The module one layer carries; `table` makes its table."""
     if isinstance(config, MoRTConfig):
-        return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype)
-    return ReToken(config, vocab_size, hidden_size, device, dtype)
+        return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype, table)
+    return ReToken(config, vocab_size, hidden_size, device, dtype, table)
 
 
 class ModulatorStack(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -43,6 +44,10 @@ class Rows(NamedTuple):
         device = self.rows.device
         index = self.positions.unsqueeze(-1) * per_token + chosen.to(device)
         return mix_rows(self.rows.view(count * per_token, width), index, weights.to(device))
+
+
+TableFactory = Callable[[tuple[int, ...], float, torch.device | None, torch.dtype | None], "TokenTable"]
+"""Makes the table of one layer from its shape, the std of its start values, device and type."""
 
 
 class TokenTable(nn.Module):

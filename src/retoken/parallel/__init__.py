@@ -3,7 +3,13 @@
 from retoken.parallel.canonical import Canonical
 from retoken.parallel.layout import Layout, LayoutName
 from retoken.parallel.mesh import TableMesh, open_mesh
-from retoken.parallel.shard import ignored_parameters, leave_to_tables, shard_tables
+from retoken.parallel.shard import (
+    canonical_tables,
+    ignored_parameters,
+    leave_to_tables,
+    shard_tables,
+    sharded,
+)
 from retoken.parallel.source import ExchangeName, ShardedRows, ShardedTable
 from retoken.parallel.traffic import Traffic
 
@@ -16,8 +22,10 @@ __all__ = [
     "ShardedTable",
     "TableMesh",
     "Traffic",
+    "canonical_tables",
     "ignored_parameters",
     "leave_to_tables",
     "open_mesh",
     "shard_tables",
+    "sharded",
 ]

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from retoken.errors import ConfigError
-from retoken.nn import Modulator, ModulatorStack
+from retoken.nn import Modulator, ModulatorStack, TableFactory, TokenTable
+from retoken.parallel.canonical import Canonical
 from retoken.parallel.layout import Layout, LayoutName
 from retoken.parallel.mesh import TableMesh
 from retoken.parallel.source import ExchangeName, ShardedRows, ShardedTable
@@ -36,8 +37,7 @@ def shard_tables(
     if isinstance(layout, Layout):
         grid = layout
     else:
-        rows = found.table.weight.shape[1] if found.table.weight.dim() == 3 else 1
-        grid = Layout.make(layout, mesh.emp_size, found.table.vocab_size, rows)
+        grid = Layout.make(layout, mesh.emp_size, found.table.vocab_size, stack.config.rows_per_token)
     if grid.ranks != mesh.emp_size:
         raise ConfigError(
             f"layout is for {grid.ranks} ranks; accepted: one for the {mesh.emp_size} of the mesh"
@@ -45,9 +45,10 @@ def shard_tables(
     source = ShardedRows(stack, mesh, grid, exchange)
     for module in stack.layers.values():
         assert isinstance(module, Modulator)
-        if isinstance(module.table, ShardedTable):
-            raise ConfigError("the tables are sharded already; accepted: tables that are whole")
-        module.table = ShardedTable(module.table, grid, mesh.emp_rank)
+        if not isinstance(module.table, ShardedTable):
+            module.table = ShardedTable(module.table, grid, mesh.emp_rank)
+        elif module.table.layout != grid or module.table.rank != mesh.emp_rank:
+            raise ConfigError("the tables are sharded already, in another layout; accepted: whole tables")
     stack.source = source  # pyright: ignore
     return source
 
@@ -56,6 +57,32 @@ def ignored_parameters(model: nn.Module) -> set[nn.Parameter]:
     """The tables of a model whose rows have a source of their own: what FSDP2 and DDP are to leave alone."""
     stacks = [m for m in model.modules() if isinstance(m, ModulatorStack) and m.source is not None]
     return {module.table.weight for stack in stacks for module in stack.layers.values()}  # pyright: ignore
+
+
+def canonical_tables(model: nn.Module) -> dict[str, Canonical]:
+    """{parameter name: how it is divided}, for the tables of a model that are."""
+    stacks = [m for m in model.modules() if isinstance(m, ModulatorStack)]
+    sources = [(m, m.source) for m in stacks if isinstance(m.source, ShardedRows)]
+    layouts = {
+        id(weight): Canonical(source.layout, source.mesh)
+        for _, source in sources
+        for weight in source.weights().values()
+    }
+    return {name: layouts[id(p)] for name, p in model.named_parameters() if id(p) in layouts}
+
+
+def sharded(layout: Layout, rank: int) -> TableFactory:
+    """For `retoken.attach(..., table=...)`: this rank's part of each table, made one table after the other.
+
+    No rank ever holds more than one whole table, and the parts are those of whole tables from the same seed.
+    """
+
+    def make(
+        shape: tuple[int, ...], init_std: float, device: torch.device | None, dtype: torch.dtype | None
+    ) -> TokenTable:
+        return ShardedTable(TokenTable(shape, init_std, device, dtype), layout, rank)
+
+    return make
 
 
 def leave_to_tables(model: nn.Module) -> None:

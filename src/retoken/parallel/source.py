@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from retoken.errors import AttachError, ConfigError
 from retoken.nn import Fetch, TokenTable
+from retoken.optim import RowOrigin
 from retoken.parallel.combine import Combine
 from retoken.parallel.early import EarlyFetch
 from retoken.parallel.layout import Layout
@@ -76,6 +77,15 @@ class ShardedRows:
         """{layer: this rank's part of its table}."""
         layers: nn.ModuleDict = self.stack.layers  # pyright: ignore
         return {int(layer): module.table.weight for layer, module in layers.items()}  # pyright: ignore
+
+    def origins(self) -> dict[nn.Parameter, RowOrigin]:
+        """Where the rows of each part are in its whole table, by token id and column."""
+        v, e = self.layout.place(self.mesh.emp_rank)
+        first = self.layout.modulators(e).start
+        return {
+            weight: RowOrigin(first=v, stride=self.layout.vocab_shards, column=first * weight.shape[-1])
+            for weight in self.weights().values()
+        }
 
     @torch.compiler.disable
     def fetch(self, ids: Tensor) -> Fetch:

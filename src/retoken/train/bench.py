@@ -15,16 +15,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.profiler import profile
 
 from retoken.data.tokens import TokenStore
 from retoken.errors import ConfigError
-from retoken.optim import lr_factor, set_lr
+from retoken.optim import clip_by_norm_, lr_factor, set_lr, total_norm
 from retoken.train import setup
 from retoken.train.compiled import compile_for
 from retoken.train.config import TrainConfig
 from retoken.train.evaluate import autocast, eval_mode
+from retoken.train.furnish import Furnisher
 from retoken.train.loop import train
 from retoken.train.metrics import Event
 from retoken.train.timing import Spread, interleaved, ratios
@@ -90,10 +91,12 @@ class BareLoop:
     """Forward, backward, optimizer step, and nothing else: what a loop cannot do without."""
 
     def __init__(self, config: TrainConfig, store: TokenStore, world: World, *, batches: int = 8) -> None:
-        self.model = setup.build_model(config, store).train()
+        furnisher = Furnisher(config, store, world)
+        self.model = setup.build_model(config, store, furnisher.table_for).train()
+        source = furnisher.furnish(self.model)
         self._config, self._world = config, world
         self._forward = compile_for(config, self.model, setup.count(config, self.model))
-        self._optimizer = setup.build_optimizer_for(self.model, config)
+        self._optimizer = setup.build_optimizer_for(self.model, config, source)
         set_lr(self._optimizer, lr_factor(config.lr_schedule(), 0))
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         reader = setup.build_reader(config, store, world)
@@ -107,7 +110,8 @@ class BareLoop:
                 outputs = self._forward(input_ids=ids, labels=targets, shift_labels=targets, use_cache=False)
             outputs.loss.backward()
             if clip:
-                nn.utils.clip_grad_norm_(self._parameters, self._config.grad_clip or float("inf"))
+                norm = total_norm(self._parameters)
+                clip_by_norm_(self._parameters, self._config.grad_clip or float("inf"), norm)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,14 +13,16 @@ from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig, config_fr
 from retoken.errors import ConfigError
 from retoken.optim import GroupOptions, Schedule
 from retoken.optim.schedule import Shape
+from retoken.train.tables import TableOptions
 
 FORMAT_VERSION = 1
 Variant = Literal["baseline", "retoken", "mort"]
 DType = Literal["float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
+DataParallel = Literal["ddp", "fsdp"]
 Device = Literal["auto", "cpu", "cuda"]
 
-_POSITIVE = ("batch_size", "context_length", "lr", "log_every", "keep", "adam_eps")
+_POSITIVE = ("batch_size", "context_length", "lr", "log_every", "keep", "adam_eps", "timeout")
 _NOT_NEGATIVE = (
     *("steps", "tokens", "micro_batch_size", "seed", "weight_decay", "grad_clip", "table_lr_mult", "threads"),
     *("table_weight_decay", "scale_lr_mult", "eval_every", "eval_tokens", "checkpoint_every"),
@@ -84,6 +86,12 @@ class TrainConfig:
     """Decoupled decay of the token tables."""
     scale_lr_mult: float = 1.0
     """Learning rate of the scales over `lr`."""
+    tables: TableOptions = field(default_factory=TableOptions)
+    """How the token tables are trained, and where they live."""
+    data_parallel: DataParallel = "ddp"
+    """How several processes share the backbone: a copy in each ("ddp"), or divided ("fsdp")."""
+    timeout: int = 600
+    """Seconds after which processes that wait for another give up."""
     dtype: DType = "float32"
     """Arithmetic of forward and backward; "bfloat16" is autocast over float32 parameters."""
     compile: Compile = "auto"
@@ -168,6 +176,7 @@ class TrainConfig:
         attached = self.attached
         values |= {"out": str(self.out), "data": str(self.data), "betas": list(self.betas)}
         values["modulator"] = attached.to_dict() if attached else None
+        values["tables"] = self.tables.to_dict()
         return {"type": "train", "format_version": FORMAT_VERSION, **values}
 
     @classmethod
@@ -190,6 +199,7 @@ class TrainConfig:
         if unknown:
             raise ConfigError(f"option {unknown[0]!r} of a training config is unknown")
         rest |= {"out": Path(rest["out"]), "data": Path(rest["data"]), "betas": tuple(rest["betas"])}
+        rest["tables"] = TableOptions(**rest.get("tables", {"optimizer": "adamw"}))
         if rest.get("modulator"):
             rest["modulator"] = config_from_dict(rest["modulator"])
         return cls(**rest)
@@ -197,6 +207,7 @@ class TrainConfig:
 
 def _check_choices(config: TrainConfig) -> None:
     choices = {"variant": Variant, "schedule": Shape, "dtype": DType, "compile": Compile, "device": Device}
+    choices["data_parallel"] = DataParallel
     for name, kind in choices.items():
         value, accepted = getattr(config, name), get_args(kind)
         if value not in accepted:
@@ -204,10 +215,10 @@ def _check_choices(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.type == "int" and type(value) is not int:
-            raise ConfigError(f"{field.name} is {value!r}; accepted: an integer")
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if option.type == "int" and type(value) is not int:
+            raise ConfigError(f"{option.name} is {value!r}; accepted: an integer")
     for name in (*_POSITIVE, *_NOT_NEGATIVE):
         value = getattr(config, name)
         low = name in _POSITIVE

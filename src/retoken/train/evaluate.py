@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -55,6 +56,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss of `model` on windows [B, S + 1], summed over the processes: each takes every size-th batch.
 
+    All run as many forward passes, which divided tables and backbones need: at the end some run one in vain.
+
     Args:
         model: A causal language model; its training mode is put back.
         batches: The same batches in every process.
@@ -64,20 +67,28 @@ def evaluate(
     """
     sums = torch.zeros(2, token_bytes.numel(), dtype=torch.float64)
     with eval_mode(model), autocast(world.device, dtype):
-        for index, windows in enumerate(batches):
-            if index % world.size == world.rank:
-                _add_batch(model, windows.to(world.device), sums)
+        for group in _groups(batches, world.size):
+            own = world.rank < len(group)
+            found = _batch_sums(model, group[world.rank if own else 0].to(world.device), sums.shape[1])
+            sums += found if own else 0
     nll, count = world.sum(sums).cpu()
     return Evaluation(nll_V=nll, count_V=count, token_bytes_V=token_bytes.double())
 
 
-def _add_batch(model: nn.Module, windows: Tensor, sums_2V: Tensor) -> None:
+def _groups(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    rest = iter(batches)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _batch_sums(model: nn.Module, windows: Tensor, vocab_size: int) -> Tensor:
+    """[2, V] float64: nll and counts."""
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits
     targets = windows[:, 1:].reshape(-1)
     nll = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), targets, reduction="none")
     targets = targets.cpu()
-    sums_2V[0].index_add_(0, targets, nll.double().cpu())
-    sums_2V[1] += torch.bincount(targets, minlength=sums_2V.shape[1])
+    total = torch.zeros(vocab_size, dtype=torch.float64).index_add_(0, targets, nll.double().cpu())
+    return torch.stack([total, torch.bincount(targets, minlength=vocab_size).double()])
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

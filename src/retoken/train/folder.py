@@ -22,7 +22,10 @@ from retoken.errors import TrainingError
 from retoken.train.config import TrainConfig
 from retoken.train.world import World
 
-FREE_OPTIONS = ("out", "data", "threads", "device", "keep", "checkpoint_every")
+FREE_OPTIONS = (
+    *("out", "data", "threads", "device", "keep", "checkpoint_every", "data_parallel", "timeout"),
+    *("tables.memory", "tables.layout", "tables.exchange", "tables.ranks"),
+)
 """Options that may differ between the parts of one run: they change no result."""
 
 

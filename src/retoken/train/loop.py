@@ -11,13 +11,16 @@ from transformers import PreTrainedModel
 import retoken
 from retoken.checkpoint.files import writing
 from retoken.checkpoint.folders import step_of
-from retoken.data.tokens import TokenStore, WindowReader
+from retoken.data.tokens import TokenStore
 from retoken.optim import Schedule, lr_factor, set_lr
+from retoken.parallel import canonical_tables
 from retoken.train import peak, setup
+from retoken.train.ahead import BatchQueue
 from retoken.train.compiled import compile_for
 from retoken.train.config import TrainConfig
 from retoken.train.evaluate import Evaluation, evaluate
 from retoken.train.folder import RunFolder, fingerprint
+from retoken.train.furnish import Furnisher
 from retoken.train.metrics import MetricLog, OnEvent
 from retoken.train.probe import probe
 from retoken.train.result import TrainResult
@@ -36,11 +39,12 @@ class Run:
     folder: RunFolder
     world: World
     model: PreTrainedModel
-    optimizer: torch.optim.AdamW
-    reader: WindowReader
+    optimizer: torch.optim.Optimizer
+    reader: BatchQueue
     stepper: Stepper
     schedule: Schedule
     log: MetricLog
+    tables: str
     saving: Saving
     step: int = 0
     start_memory: int = 0
@@ -63,7 +67,7 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResul
         CheckpointError: The newest checkpoint is broken.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint of the last step was written first.
     """
-    with open_world(config.device, config.threads) as world, StopRequest() as stop:
+    with open_world(config.device, config.threads, config.timeout) as world, StopRequest() as stop:
         if world.device.type == "cpu":
             store, folder = setup.open_store(config), RunFolder(config.out)
         with folder.held_by(world, config, fingerprint(store.manifest)):
@@ -85,12 +89,16 @@ def _every(interval: int, step: int) -> bool:
 def go_on(run: Run, stop: StopRequest) -> None:
     """Step after step to the end."""
     config, log, total = run.config, run.log, run.config.total_steps
-    log.tell("start", step=run.step, total_steps=total, tokens_per_step=config.tokens_per_step)
+    log.tell(
+        "start", step=run.step, total_steps=total, tokens_per_step=config.tokens_per_step, tables=run.tables
+    )
     while run.step < total:
         position = run.reader.state_dict()
         rate = lr_factor(run.schedule, run.step)
         set_lr(run.optimizer, rate)
-        loss, grad_norm = run.stepper.step(run.reader.next_batch())
+        windows = run.reader.next_batch()
+        upcoming = run.reader.upcoming() if run.stepper.looks_ahead else None
+        loss, grad_norm = run.stepper.step(windows, upcoming)
         run.step += 1
         log.add(run.step, loss, grad_norm, position)
         stopping = run.world.any(stop.requested)
@@ -114,15 +122,21 @@ def prepare(
     peak.reset_peak(world.device)
     start_memory = peak.resident_bytes(world.device)
     saving = Saving(config, folder, world)
-    model = saving.build_model() if saving.found else setup.build_model(config, store)
+    furnisher = Furnisher(config, store, world)
+    if saving.found and world.size == 1:
+        model = saving.build_model()
+    else:  # a process may hold a part of the tables, which only the run's own options tell
+        model = setup.build_model(config, store, furnisher.table_for)
+    source = furnisher.furnish(model)
     nn.Module.to(model, world.device).train()
     if config.activation_checkpointing:
         setup.recompute_activations(model)
     if world.leads:
         folder.claim(config, fingerprint(store.manifest))
-    optimizer = setup.build_optimizer_for(model, config)
     counts = setup.count(config, model)
-    forward = compile_for(config, world.wrap(model), counts)
+    wrapped = world.wrap(model, config.data_parallel == "fsdp")
+    optimizer = setup.build_optimizer_for(model, config, source)
+    forward = compile_for(config, wrapped, counts)
     run = Run(
         config=config,
         store=store,
@@ -131,13 +145,14 @@ def prepare(
         model=model,
         optimizer=optimizer,
         reader=setup.build_reader(config, store, world),
-        stepper=Stepper(model, forward, optimizer, config, world),
+        stepper=Stepper(model, forward, optimizer, config, world, source),
         schedule=config.lr_schedule(),
         log=MetricLog(folder, config, world, counts.flops_per_token, saving.last_good, on_event),
         saving=saving,
+        tables=furnisher.said,
         start_memory=start_memory,
     )
-    saving.begin(model, optimizer, {})
+    saving.begin(model, optimizer, canonical_tables(model))
     if saving.found:
         restore(run)
     else:
@@ -158,6 +173,9 @@ def restore(run: Run) -> None:
 def save(run: Run) -> None:
     """Begin a checkpoint of this step; it is written while the next steps are done."""
     with run.log.clock.paused(run.world.device):
+        settle_all = getattr(run.optimizer, "settle_all", None)
+        if settle_all is not None:
+            settle_all()  # what is saved may be read by who knows nothing of decay that waits
         run.saving.save(run.step, {"reader": run.reader.state_dict(), "log": run.log.state()})
 
 
@@ -185,10 +203,11 @@ def held_out(run: Run) -> Evaluation:
 
 
 def look_inside(run: Run) -> None:
-    """Scales, load and residual stream on the first held-out windows: always the same ones."""
+    """Scales, load and residual stream on the first held-out windows, the same at every call."""
+    ids = next(iter(setup.eval_batches(run.config, run.store)))[:, :-1].to(run.world.device)
+    found = probe(run.model, ids, run.config.arithmetic)
     if run.world.leads:
-        ids = next(iter(setup.eval_batches(run.config, run.store)))[:, :-1].to(run.world.device)
-        run.log.line("modulators", run.step, probe(run.model, ids, run.config.arithmetic))
+        run.log.line("modulators", run.step, found)
 
 
 def finish(run: Run) -> TrainResult:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import retoken
+from retoken.attach import decoder_layers
 from retoken.train.evaluate import autocast, eval_mode
 
 
@@ -60,7 +61,7 @@ def _residual_stream(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
 
         return note
 
-    layers = _layers(model)
+    layers = decoder_layers(model)
     handles = [layers[0].register_forward_pre_hook(before, with_kwargs=True)] if layers else []
     handles += [layer.register_forward_hook(behind(depth + 1)) for depth, layer in enumerate(layers)]
     try:
@@ -68,10 +69,3 @@ def _residual_stream(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers: the list as long as the config says the model is deep."""
-    depth = model.config.get_text_config().num_hidden_layers
-    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    return list(lists[0]) if lists else []

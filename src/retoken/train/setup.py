@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,12 @@ import retoken
 from retoken import checkpoint, presets
 from retoken.data.tokens import TokenStore, WindowReader, eval_windows
 from retoken.errors import CheckpointError, ConfigError, DataError, RetokenError
+from retoken.nn import TableFactory, TokenTable
 from retoken.optim import build_optimizer, parameter_groups
+from retoken.parallel import ShardedRows
+from retoken.train.ahead import BatchQueue
 from retoken.train.config import TrainConfig
+from retoken.train.furnish import Source, follow
 from retoken.train.world import World
 
 
@@ -38,8 +42,15 @@ def open_store(config: TrainConfig) -> TokenStore:
     return store
 
 
-def build_model(config: TrainConfig, store: TokenStore) -> PreTrainedModel:
+def build_model(
+    config: TrainConfig, store: TokenStore, table_for: Callable[[PreTrainedModel], TableFactory] | None = None
+) -> PreTrainedModel:
     """The model at the start of the run, float32. One seed gives every variant the same backbone.
+
+    Args:
+        config: The run.
+        store: Its data.
+        table_for: What makes the tables of a backbone; None: whole ones.
 
     Raises:
         ConfigError: The context is longer than the backbone's positions.
@@ -53,9 +64,10 @@ def build_model(config: TrainConfig, store: TokenStore) -> PreTrainedModel:
         raise ConfigError(
             f"context_length is {config.context_length}; accepted: up to the backbone's {positions} positions"
         )
-    torch.manual_seed(config.seed + 1)
     if config.attached is not None:
-        retoken.attach(model, config.attached)
+        table = table_for(model) if table_for else TokenTable
+        torch.manual_seed(config.seed + 1)
+        retoken.attach(model, config.attached, table=table)
     return model
 
 
@@ -90,15 +102,24 @@ def load_model(path: Path) -> PreTrainedModel:
     return _own_memory(model)
 
 
-def build_optimizer_for(model: PreTrainedModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the model's groups."""
+def build_optimizer_for(
+    model: PreTrainedModel, config: TrainConfig, source: Source | None = None
+) -> torch.optim.Optimizer:
+    """AdamW over the model's groups; the tables' own optimizer where their rows have a source."""
     groups = parameter_groups(model, retoken.param_groups(model), config.group_options())
-    return build_optimizer(groups, betas=config.betas, eps=config.adam_eps)
+    kind = config.tables.optimizer if source is not None else "adamw"
+    origins = source.origins() if isinstance(source, ShardedRows) else None
+    optimizer = build_optimizer(
+        groups, betas=config.betas, eps=config.adam_eps, tables=kind, seed=config.seed, origins=origins
+    )
+    if source is not None:
+        follow(source, optimizer)
+    return optimizer
 
 
-def build_reader(config: TrainConfig, store: TokenStore, world: World) -> WindowReader:
+def build_reader(config: TrainConfig, store: TokenStore, world: World) -> BatchQueue:
     """Windows of context_length + 1 tokens, this process's share of each batch."""
-    return WindowReader(
+    reader = WindowReader(
         store.split("train"),
         window=config.context_length + 1,
         batch_size=world.share_of(config.batch_size),
@@ -106,6 +127,7 @@ def build_reader(config: TrainConfig, store: TokenStore, world: World) -> Window
         rank=world.rank,
         world_size=world.size,
     )
+    return BatchQueue(reader)
 
 
 def eval_batches(config: TrainConfig, store: TokenStore) -> Iterator[Tensor]:

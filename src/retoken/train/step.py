@@ -7,14 +7,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import retoken
 from retoken.config import MoRTConfig
 from retoken.ops import RouterLoad
+from retoken.optim import clip_by_norm_, total_norm
+from retoken.parallel import ShardedRows
+from retoken.rows import HostRows
 from retoken.train.config import TrainConfig
 from retoken.train.evaluate import autocast
+from retoken.train.furnish import Source
 from retoken.train.world import World
 
 Loads = dict[int, RouterLoad]
@@ -30,9 +34,13 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         config: TrainConfig,
         world: World,
+        source: Source | None = None,
     ) -> None:
-        """`forward` is `model`, possibly compiled and wrapped for several processes."""
+        """`forward` is `model`, possibly compiled or wrapped for several processes; `source` has its rows."""
         self._model, self._forward, self._optimizer, self._world = model, forward, optimizer, world
+        self._ahead = source if isinstance(source, HostRows) else None
+        self._sum_over_shards = source.sum_over_shards if isinstance(source, ShardedRows) else None
+        self._dense = source is not None and config.tables.optimizer == "adamw"
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._dtype = config.arithmetic
         self._clip = config.grad_clip or float("inf")
@@ -41,17 +49,27 @@ class Stepper:
         attached = config.attached
         self._balances = isinstance(attached, MoRTConfig) and attached.balance_coef > 0
 
-    def step(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on windows [B, S + 1].
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `step` gains from knowing the next windows."""
+        return self._ahead is not None
+
+    def step(self, windows: Tensor, upcoming: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Train on windows [B, S + 1]; `upcoming` are those of the next step.
 
         Returns:
             The mean next-token loss in nats, without auxiliary losses, and the global gradient norm before
             clipping. Both stay on the device: reading them would wait for it.
         """
         parts = windows.to(self._world.device, non_blocking=True).split(self._micro)
+        following = [*parts[1:], self._first_of(upcoming)]
         with self._load_of(parts):
-            losses = [self._backward(part, len(parts), last=part is parts[-1]) for part in parts]
+            losses = [
+                self._backward(part, len(parts), last=part is parts[-1], after=after)
+                for part, after in zip(parts, following, strict=True)
+            ]
         grad_norm = self._clipped()
+        self._densify()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses).mean(), grad_norm
@@ -59,13 +77,26 @@ class Stepper:
     def _clipped(self) -> Tensor:
         """Clip by the global norm; the norm before. On a CPU, where looking is free, gradients within it stay
         unread: clipping would multiply each by 1."""
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = total_norm(self._parameters, self._sum_over_shards)
         if self._world.device.type != "cpu" or not norm <= self._clip:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+            clip_by_norm_(self._parameters, self._clip, norm)
         return norm
 
-    def _backward(self, windows: Tensor, parts: int, *, last: bool) -> Tensor:
-        """Add the gradient of one micro-batch; its next-token loss."""
+    def _first_of(self, upcoming: Tensor | None) -> Tensor | None:
+        """The next step's first micro-batch."""
+        if upcoming is None or self._ahead is None:
+            return None
+        return upcoming[: self._micro].to(self._world.device, non_blocking=True)
+
+    def _densify(self) -> None:
+        """Row-sparse gradients for an optimizer that moves every row at every step."""
+        if self._dense:
+            for parameter in self._parameters:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()
+
+    def _backward(self, windows: Tensor, parts: int, *, last: bool, after: Tensor | None) -> Tensor:
+        """Add the gradient of one of `parts` micro-batches; its next-token loss. `after` it comes that."""
         targets = windows[:, 1:].contiguous()
         with self._gradient_sync(last):
             with autocast(self._world.device, self._dtype):
@@ -73,6 +104,8 @@ class Stepper:
                     input_ids=windows[:, :-1], labels=targets, shift_labels=targets, use_cache=False
                 )
             means = parts * self._world.size
+            if self._ahead is not None and after is not None:
+                self._ahead.prefetch(after[:, :-1])
             balance = self._balance(means > 1)
             self._share_of(outputs.loss, balance, parts, means).backward()
         return self._language_loss(outputs, balance)
@@ -107,6 +140,9 @@ class Stepper:
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Processes average gradients once a step, behind the last micro-batch."""
+        divided = getattr(self._model, "set_requires_gradient_sync", None)
+        if divided is not None:
+            divided(last)
         no_sync = getattr(self._forward, "no_sync", None)
         return nullcontext() if last or no_sync is None else no_sync()
 
@@ -132,7 +168,7 @@ class Stepper:
         return {layer: self._summed([loads[layer] for loads in seen]) for layer in seen[0]}
 
     def _loads_of(self, windows: Tensor) -> Loads:
-        self._model.base_model(input_ids=windows[:, :-1], use_cache=False)
+        self._model(input_ids=windows[:, :-1], use_cache=False, logits_to_keep=1)
         return retoken.router_loads(self._model)
 
     def _summed(self, loads: Sequence[RouterLoad]) -> RouterLoad:

@@ -6,13 +6,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
+from retoken.attach import decoder_layers
 from retoken.errors import ConfigError
+from retoken.parallel import ignored_parameters, leave_to_tables
 from retoken.train.memory import keep_freed_memory
 
 
@@ -26,18 +32,36 @@ class World:
     """Number of processes."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this process computes."""
+    timeout: timedelta | None = None
+    """How long processes wait for one another; None: PyTorch's default."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose backward averages gradients over the processes (the seam for FSDP)."""
+    def wrap(self, model: PreTrainedModel, divided: bool = False) -> nn.Module:
+        """The model whose backward averages gradients over the processes; tables see to their own.
+
+        Args:
+            model: on this process's device.
+            divided: divide parameters, gradients and optimizer state (FSDP2) in place of a copy each (DDP).
+        """
         if self.size == 1:
             return model
+        if divided:
+            return self._divide(model)
+        leave_to_tables(model)
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _divide(self, model: PreTrainedModel) -> nn.Module:
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        ignored = ignored_parameters(model)
+        for layer in decoder_layers(model):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh, ignored_params=ignored)
+        return model
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over the processes."""
@@ -78,7 +102,7 @@ class World:
 
 
 @contextmanager
-def open_world(device: str, threads: int) -> Iterator[World]:
+def open_world(device: str, threads: int, timeout: int = 600) -> Iterator[World]:
     """This process's world for one run: its threads, its process group under torchrun; undone behind it."""
     before = torch.get_num_threads()
     if threads:
@@ -90,9 +114,11 @@ def open_world(device: str, threads: int) -> Iterator[World]:
         keep_freed_memory()
     try:
         if size > 1 and joins:
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+            dist.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+            )
         rank = dist.get_rank() if size > 1 else 0
-        yield World(rank=rank, size=size, device=chosen)
+        yield World(rank=rank, size=size, device=chosen, timeout=timedelta(seconds=timeout))
     finally:
         if size > 1 and joins and dist.is_initialized():
             dist.destroy_process_group()
