@@ -41,6 +41,8 @@ class Trial:
     init_std: float = 0.0
     table_lr_mult: float = 1.0
     table_weight_decay: float = 0.0
+    table_optimizer: str = ""
+    """"": dense AdamW."""
 
     def modulator(self) -> ModulatorConfig | None:
         """What is attached."""
@@ -111,11 +113,30 @@ def confirm() -> list[Trial]:
     return trials
 
 
+ROW_SPARSE: dict[str, dict[str, Any]] = {
+    "touched rows, rate 5": {"table_optimizer": "row_adamw", "table_lr_mult": 5.0},
+    "one state a row, rate 5": {"table_optimizer": "row_wise", "table_lr_mult": 5.0},
+    "touched rows, rate 20": {"table_optimizer": "row_adamw", "table_lr_mult": 20.0},
+}
+"""The same start trained by the rows a batch touches, against dense AdamW at rate 5 of stage "confirm"."""
+
+
+def row_sparse() -> list[Trial]:
+    """The row-sparse optimizers, at both sizes, on two seeds."""
+    return [
+        _attached("rows", size, variant, seed, **options)
+        for options in ROW_SPARSE.values()
+        for size in SIZES
+        for seed in (0, 1)
+        for variant in ("retoken", "mort")
+    ]
+
+
 def _once(trials: list[Trial]) -> list[Trial]:
     return list({trial.name: trial for trial in trials}.values())
 
 
-STAGES = {"lr": learning_rates, "screen": screen, "confirm": confirm}
+STAGES = {"lr": learning_rates, "screen": screen, "confirm": confirm, "rows": row_sparse}
 
 
 def all_trials(stage: str) -> list[Trial]:

@@ -20,6 +20,7 @@ from grid import SIZES, STAGES, Trial, all_trials
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
+from retoken.train.tables import TableOptions
 
 TABLE = Path(__file__).with_name("runs.csv")
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "tokens_per_second")
@@ -41,6 +42,7 @@ def run_config(trial: Trial, stores: Path, work: Path) -> TrainConfig:
         lr=trial.lr,
         table_lr_mult=trial.table_lr_mult,
         table_weight_decay=trial.table_weight_decay,
+        tables=TableOptions(optimizer=trial.table_optimizer or "adamw"),  # pyright: ignore
         eval_tokens=131072,
         log_every=50,
         threads=1,

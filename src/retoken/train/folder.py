@@ -20,6 +20,7 @@ import transformers
 from retoken.checkpoint.files import read_json, write_json, writing
 from retoken.errors import TrainingError
 from retoken.train.config import TrainConfig
+from retoken.train.tables import TableOptions
 from retoken.train.world import World
 
 FREE_OPTIONS = (
@@ -122,8 +123,11 @@ def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     there, here = found.get("train"), wanted["train"]
     if not isinstance(there, dict):
         raise TrainingError(f"{path} is not a training run's; accepted for out: a new folder, or this run's")
+    before_tables = {
+        "tables": TableOptions(optimizer="adamw").to_dict()
+    }  # what runs were before they could say
     for name, value in _flat(here).items():
-        other = _flat(there).get(name)
+        other = _flat(before_tables | there).get(name)
         if name not in FREE_OPTIONS and other != value:
             raise TrainingError(
                 f"{path} is of a run with {name} {other!r}, not {value!r}; accepted: that, or another out"
