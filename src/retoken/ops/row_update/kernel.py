@@ -24,6 +24,8 @@ from retoken.ops.row_update import noise
 F32, U16, U32, U64 = np.float32, np.uint16, np.uint32, np.uint64
 GOLDEN64, MIX64_A, MIX64_B = U64(noise.GOLDEN64), U64(noise.MIX64_A), U64(noise.MIX64_B)
 GOLDEN32, MIX32_A, MIX32_B = U32(noise.GOLDEN32), U32(noise.MIX32_A), U32(noise.MIX32_B)
+INFINITY, QUIET = 0x7F800000, 0x400000
+"""Bits of float32: infinity, above which is NaN; and what keeps a NaN one when its low half is cut."""
 LINE = 64
 """Bytes of a cache line."""
 AHEAD = 1024
@@ -52,7 +54,7 @@ def _prefetch(typing, array, row, byte):
 
     def generate(context, builder, signature, arguments):
         view = context.make_array(signature.args[0])(context, builder, arguments[0])
-        start = [arguments[1], context.get_constant(types.intp, 0)]
+        start = [arguments[1]] + [context.get_constant(types.intp, 0)] * (array.ndim - 1)
         place = cgutils.get_item_pointer(context, builder, signature.args[0], view, start)
         place = builder.gep(builder.bitcast(place, ir.IntType(8).as_pointer()), [arguments[2]])
         number = ir.IntType(32)
@@ -64,10 +66,10 @@ def _prefetch(typing, array, row, byte):
     return signature, generate
 
 
-def scratch(columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A thread's own row in float32 and as bits, twice: of the weight, of the gradient."""
-    w, g = np.empty((1, columns), F32), np.empty((1, columns), F32)
-    return w, w.view(U32), g, g.view(U32)
+def scratch(row: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A thread's own row in float32, [1, *row], and as bits, [1, N]: of the weight, and of the gradient."""
+    w, g = np.empty((1, *row), F32), np.empty((1, *row), F32)
+    return w, w.view(U32).reshape(1, -1), g, g.view(U32).reshape(1, -1)
 
 
 @_compiled
@@ -110,7 +112,7 @@ def adamw_bfloat16(
 
 @_compiled
 def row_wise_float32(weight, mean_sq, grad, ids, touches, lines, settled, log_decay, rates, start, stop):
-    """`naive.row_wise` for [V, N] float32 with [V, P] states of N / P numbers each, rows ids[start:stop]."""
+    """`naive.row_wise` for [V, P, D] float32 with [V, P] states, rows ids[start:stop]."""
     lead, ahead = _lead_and_ahead(weight)
     for i in range(start, stop):
         r = ids[i]
@@ -183,29 +185,28 @@ def _adamw_row(weight, at, first, second, r, grad, i, step, root, factor, rates)
 @_compiled
 def _row_wise_row(weight, at, mean_sq, r, grad, i, step, root, factor, rates):
     beta2, rest2, eps = F32(rates[2]), F32(1 - rates[2]), F32(rates[3])
-    width = weight.shape[1] // mean_sq.shape[1]
-    for part in range(mean_sq.shape[1]):
-        begin = part * width
-        v = beta2 * mean_sq[r, part] + rest2 * (_sum_of_squares(grad, i, begin, begin + width) / F32(width))
+    width = weight.shape[2]
+    for part in range(weight.shape[1]):
+        v = beta2 * mean_sq[r, part] + rest2 * (_sum_of_squares(grad, i, part) / F32(width))
         mean_sq[r, part] = v
         scale = step / (math.sqrt(v) * root + eps)
-        for j in range(begin, begin + width):
-            weight[at, j] = factor * weight[at, j] - scale * grad[i, j]
+        for j in range(width):
+            weight[at, part, j] = factor * weight[at, part, j] - scale * grad[i, part, j]
 
 
 @_compiled(fastmath={"reassoc"})
-def _sum_of_squares(grad, i, begin, end):
+def _sum_of_squares(grad, i, part):
     """In vector lanes, which is another order than left to right."""
     total = F32(0)
-    for j in range(begin, end):
-        total += grad[i, j] * grad[i, j]
+    for j in range(grad.shape[2]):
+        total += grad[i, part, j] * grad[i, part, j]
     return total
 
 
 @_compiled
 def _lead_and_ahead(weight):
     """How many rows ahead to ask, and for how many bytes: short rows are over before memory has answered."""
-    row = weight.shape[1] * weight.itemsize
+    row = weight.size // weight.shape[0] * weight.itemsize
     return 1 + 2 * AHEAD // row, min(row, AHEAD)
 
 
@@ -247,9 +248,10 @@ def _round_row(bits, weight, r, key, first_column):
     low, high = U32(key & U64(0xFFFFFFFF)), U32(key >> U64(32))
     for j in range(bits.shape[1]):
         x = U32(U32(j + first_column) * GOLDEN32 + low)
-        x = U32((x ^ (x >> U32(16))) * MIX32_A) ^ high
-        x = U32((x ^ (x >> U32(15))) * MIX32_B) >> U32(16)
-        raw = bits[0, j]
-        special = (raw & U32(0x7F800000)) == U32(0x7F800000)
-        quiet = U32(0x400000) if (raw & U32(0x7FFFFF)) != U32(0) else U32(0)
-        weight[r, j] = U16(((raw | quiet) if special else U32(raw + U32(x))) >> U32(16))
+        x = U32(U32(x ^ U32(x >> U32(16))) * MIX32_A) ^ high
+        x = U32(U32(x ^ U32(x >> U32(15))) * MIX32_B)
+        size = U32(bits[0, j] & U32(0x7FFFFFFF))
+        drawn = U32(x >> U32(16)) if size < U32(INFINITY) else U32(0)
+        rounded = U32(bits[0, j] + drawn)
+        rounded = U32(rounded | U32(QUIET)) if size > U32(INFINITY) else rounded
+        weight[r, j] = U16(rounded >> U32(16))
