@@ -28,6 +28,7 @@ VERBS = {
     "train": Verb("retoken.cli.train", "Train", "one run, on one process or under torchrun"),
     "compare": Verb("retoken.cli.compare", "Compare", "the main job: baseline and variants under one recipe"),
     "presets": Verb("retoken.cli.presets", "Presets", "the paper's backbones and ours, counted"),
+    "plan": Verb("retoken.cli.plan", "Plan", "memory, bytes and time of a run on any number of ranks"),
     "eval": Verb("retoken.cli.eval", "Eval", "held-out loss and bits per byte of a checkpoint"),
     "generate": Verb("retoken.cli.generate", "Generate", "text from a checkpoint"),
     "export": Verb("retoken.cli.export", "Export", "a training checkpoint -> a model folder"),
