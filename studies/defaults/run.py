@@ -45,6 +45,7 @@ def run_config(trial: Trial, stores: Path, work: Path) -> TrainConfig:
         tables=TableOptions(optimizer=trial.table_optimizer or "adamw"),  # pyright: ignore
         eval_tokens=131072,
         log_every=50,
+        compile="off",
         threads=1,
     )
 

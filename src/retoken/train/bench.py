@@ -90,9 +90,14 @@ class Hotspot:
 class BareLoop:
     """Forward, backward, optimizer step, and nothing else: what a loop cannot do without."""
 
-    def __init__(self, config: TrainConfig, store: TokenStore, world: World, *, batches: int = 8) -> None:
+    def __init__(
+        self, config: TrainConfig, store: TokenStore, world: World, *, batches: int = 8, table_vocab: int = 0
+    ) -> None:
+        """`table_vocab`: tokens the tables have rows for, the backbone's own first; 0: those only."""
         furnisher = Furnisher(config, store, world)
         self.model = setup.build_model(config, store, furnisher.table_for).train()
+        if table_vocab and config.attached is not None:
+            self.model.retoken.resize(table_vocab)  # pyright: ignore
         source = furnisher.furnish(self.model)
         self._config, self._world = config, world
         self._forward = compile_for(config, self.model, setup.count(config, self.model))
