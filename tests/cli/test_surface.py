@@ -12,20 +12,26 @@ from pathlib import Path
 import retoken
 from retoken.cli.main import VERBS, main
 
+SECOND_WORDS = {"bench": ("train", "optimizer")}
 SNAPSHOT = Path(__file__).with_name("surface.txt")
 
 
-def options_of(verb: str) -> list[str]:
-    """The long options that a verb's help lists, in its order."""
+def commands() -> list[str]:
+    """Verbs, and for those that go by a second word, both."""
+    return [f"{verb} {word}".strip() for verb in VERBS for word in SECOND_WORDS.get(verb, ("",))]
+
+
+def options_of(command: str) -> list[str]:
+    """The long options that a command's help lists, in its order."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert main([verb, "--help"]) == 0
+        assert main([*command.split(), "--help"]) == 0
     return re.findall(r"^[ │]*(?:-\w, )?(--[a-z][\w.-]*)", out.getvalue(), flags=re.MULTILINE)
 
 
 def surface() -> str:
     """One line a verb and option, and a line a public name."""
-    lines = [f"retoken {verb} {option}" for verb in VERBS for option in options_of(verb)]
+    lines = [f"retoken {command} {option}" for command in commands() for option in options_of(command)]
     return "\n".join([*lines, *(f"retoken.{name}" for name in retoken.__all__)]) + "\n"
 
 

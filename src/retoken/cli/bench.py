@@ -13,21 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from retoken import presets
+from retoken.cli.bench_optimizer import BenchOptimizer
 from retoken.cli.options import as_json
 from retoken.errors import ConfigError
 from retoken.train.config import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class BenchTrain:
     """Time ReToken and MoRT against the plain backbone in turns on this machine; ratios come first.
 
-    `train`: the training loop over a bare step, forward and training throughput of the three variants, eager
-    and compiled, and the operators a step spends its time in.
+    The training loop over a bare step, forward and training throughput of the three variants, eager and
+    compiled, and the operators a step spends its time in.
     """
 
-    what: Annotated[Literal["train"], tyro.conf.Positional]
-    """What to time."""
     preset: Annotated[str, tyro.conf.Positional] = "cpu-s"
     """Backbone by preset name; `retoken presets` lists them."""
     data: Path | None = None
@@ -42,6 +41,8 @@ class Bench:
     """Sequences per step; without it the preset's."""
     context_length: int | None = None
     """Tokens per sequence; without it the preset's."""
+    vocab_sizes: tuple[int, ...] = ()
+    """Time training steps with tables of so many tokens, too, by touched rows and dense."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of forward and backward."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -65,19 +66,35 @@ class Bench:
             rates = bench.measure_throughput(config, modes=self.modes, steps=self.steps, repeats=self.repeats)
             overheads = [bench.measure_overhead(run, segments=self.repeats + 2) for run in _variants(config)]
             spots = {run.variant: bench.hotspots(run) for run in _variants(config)}
+            grown = self._growth(config)
         found = {
             "machine": before | {"load_after": timing.machine()["load"]},
             "preset": self.preset,
             "throughput": [asdict(rate) for rate in rates],
             "loop_overhead": [asdict(overhead) for overhead in overheads],
+            "growth": [asdict(growth) for growth in grown],
             "hotspots": {name: [asdict(spot) for spot in rows] for name, rows in spots.items()},
         }
         if self.json:
             print(as_json(found))
         else:
             _show(Console(), rates, overheads, spots)
+            if grown:
+                Console().print(_growth_table(grown))
             print(f"machine: {found['machine']}")
         return 0
+
+    def _growth(self, config: TrainConfig) -> list:
+        from retoken.bench.growth import measure_growth
+
+        if not self.vocab_sizes:
+            return []
+        attached = [run for run in _variants(config) if run.variant != "baseline"]
+        return [
+            growth
+            for run in attached
+            for growth in measure_growth(run, self.vocab_sizes, steps=self.steps, repeats=self.repeats)
+        ]
 
     def _config(self, folder: Path) -> TrainConfig:
         preset = presets.get(self.preset)
@@ -96,6 +113,13 @@ class Bench:
             log_every=5,
             **recipe,
         )
+
+
+Bench = (
+    Annotated[BenchTrain, tyro.conf.subcommand("train")]
+    | Annotated[BenchOptimizer, tyro.conf.subcommand("optimizer")]
+)
+"""`retoken bench WHAT`."""
 
 
 def _builtin_store(folder: Path, vocab_size: int) -> Path:
@@ -136,6 +160,20 @@ def _rate_table(rates: Sequence) -> Table:
         speed = f"{rate.tokens_per_second.median:,.0f}"
         ratios = [_times(rate.over_plain), _times(rate.over_eager) if rate.over_eager else ""]
         table.add_row(rate.work, rate.mode, rate.variant, *ratios, speed)
+    return table
+
+
+def _growth_table(grown: Sequence) -> Table:
+    table = Table(
+        *("variant", "tables trained by", "tokens", "table params", "of the smallest", "ms a step"),
+        title="training steps as tables grow (same batch, same backbone)",
+        box=None,
+    )
+    for found in grown:
+        table.add_row(
+            *(found.variant, found.optimizer, f"{found.vocab_size:,}", f"{found.table_params:,}"),
+            *(_times(found.over_smallest), f"{found.step_seconds.median * 1000:.1f}"),
+        )
     return table
 
 

@@ -1,0 +1,1 @@
+"""Measuring what scale costs, in turns with peers on the same machine."""
