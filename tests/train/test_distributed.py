@@ -53,7 +53,11 @@ MORT = retoken.MoRTConfig(balance_coef=1.0)
 
 @pytest.mark.parametrize(
     "options",
-    [{"variant": "mort", "modulator": MORT, "micro_batch_size": 1}, {"variant": "retoken", "eval_every": 6}],
+    [
+        {"variant": "mort", "modulator": MORT, "micro_batch_size": 1},
+        {"variant": "mort", "modulator": MORT},
+        {"variant": "retoken", "eval_every": 6},
+    ],
 )
 def test_two_processes_train_what_one_trains(make, tmp_path, options):
     """The same batches in the same order, Eq. 21 over the batch of both; only the order of sums differs."""

@@ -87,6 +87,25 @@ def test_the_step_s_gradient_is_that_of_the_paper_s_loss():
         assert_close(f"gradient of {name}", parameter.grad, found[name], units=FLOAT32)
 
 
+def test_a_balance_by_pass_is_the_mean_over_micro_batches():
+    windows = token_ids(6, 11)
+    options = {"micro_batch_size": 2, "balance_over": "pass"}
+    _, found = gradients(attached("mort"), config_for("mort", **options), windows)
+    parts = [
+        gradients(attached("mort"), config_for("mort", batch_size=2), part)[1] for part in windows.split(2)
+    ]
+    for name, gradient in found.items():
+        mean = sum(part[name] for part in parts) / 3
+        assert_close(f"gradient of {name}", mean, gradient, units=FLOAT32)
+
+
+def test_a_balance_by_pass_needs_no_pre_pass():
+    model, calls = attached("mort"), []
+    model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    gradients(model, config_for("mort", micro_batch_size=2, balance_over="pass"), token_ids(6, 11))
+    assert len(calls) == 3
+
+
 def test_without_the_whole_batch_s_counts_the_split_would_be_wrong(monkeypatch):
     """The pre-pass is what makes it exact: leaving it out shows at once in the routers' gradients."""
     from contextlib import nullcontext

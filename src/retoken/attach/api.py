@@ -23,7 +23,7 @@ from retoken.attach.wrap import backbone_class, modulated_layer_class, plan_hook
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack, TableFactory, TokenTable
-from retoken.nn.stack import build_modulator
+from retoken.nn.stack import SumLoads, build_modulator
 from retoken.ops import RouterLoad
 
 _HANDLES = "_retoken_handles"
@@ -195,14 +195,20 @@ def router_loads(model: nn.Module) -> dict[int, RouterLoad]:
     return stack_of(model).load_of_last_forward()
 
 
+def _constant(loads: dict[int, RouterLoad]) -> dict[int, RouterLoad]:
+    return {i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in loads.items()}
+
+
 @contextmanager
-def batch_load(model: nn.Module, total: dict[int, RouterLoad]) -> Iterator[None]:
+def batch_load(model: nn.Module, total: dict[int, RouterLoad] | SumLoads) -> Iterator[None]:
     """Within, `balance_loss` is this forward pass's part of a whole batch whose summed loads are `total`.
 
     The parts, and their gradients, add up to the whole batch's balance loss whatever the split (Eq. 21).
+    `total` may also be a function that gives those loads from this pass's own: where other processes have the
+    rest at the same time, one sum over them is enough.
     """
     stack = stack_of(model)
-    stack.part_of({i: RouterLoad(*(torch.as_tensor(x).detach() for x in load)) for i, load in total.items()})
+    stack.part_of(total if callable(total) else _constant(total))
     try:
         yield
     finally:

@@ -209,9 +209,9 @@ class Plan:
 
 
 def counts_ahead(modulator: ModulatorConfig | None, batch: Batch) -> bool:
-    """Whether training counts the routers' loads by a forward pass of its own: MoRT with a batch in parts."""
+    """Whether training counts the routers' loads by a forward pass of its own: MoRT with micro-batches."""
     balances = isinstance(modulator, MoRTConfig) and modulator.balance_coef > 0
-    return balances and batch.ranks * batch.micro_batches > 1
+    return balances and batch.micro_batches > 1
 
 
 def _of_store(folder: Path, vocab_size: int, batch: Batch) -> tuple[Frequencies, list[Uniques]]:

@@ -88,6 +88,8 @@ class Train:
     """How several processes share the backbone: a copy in each, or divided."""
     timeout: int = 600
     """Seconds after which processes that wait for another give up."""
+    balance_over: Literal["batch", "pass"] | None = None
+    """MoRT's balance loss over the whole batch, or over each forward pass: cheaper with micro-batches."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of forward and backward; parameters stay float32."""
     compile: Literal["auto", "on", "off"] | None = None

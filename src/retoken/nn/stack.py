@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
 from retoken.nn.table import TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, router_load
+
+SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
+"""The loads of a whole batch from those of the part that has just been seen: asks the other processes."""
 
 
 def build_modulator(
@@ -42,7 +46,8 @@ class ModulatorStack(nn.Module):
         self.source: RowSource | None = None
         self.routings: dict[int, Routing] | None = None
         self.mask: Tensor | None = None
-        self.batch_load: dict[int, RouterLoad] | None = None
+        self.summed: dict[int, RouterLoad] | None = None
+        self.batch_load: dict[int, RouterLoad] | SumLoads | None = None
 
     def begin(self, ids: Tensor, mask: Tensor | None) -> None:
         """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding.
@@ -52,7 +57,7 @@ class ModulatorStack(nn.Module):
         """
         if type(ids) is Tensor and ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_ids(ids)
-        self.routings, self.mask = None, mask
+        self.routings, self.mask, self.summed = None, mask, None
 
     def fetch(self, ids: Tensor) -> Fetch | None:
         """The rows of a pass over ids [B, S]; None where each layer looks them up in its table."""
@@ -73,13 +78,21 @@ class ModulatorStack(nn.Module):
         """Keep of the pass that ran what its routers chose."""
         self.routings = routings
 
-    def part_of(self, total: dict[int, RouterLoad] | None) -> None:
+    def part_of(self, total: dict[int, RouterLoad] | SumLoads | None) -> None:
         """Take the next balance losses as parts of a batch with these loads; None: each pass is a batch."""
         self.batch_load = total
 
+    def _whole(self, loads: dict[int, RouterLoad]) -> dict[int, RouterLoad] | None:
+        """What `loads`, the last pass's, are a part of; other processes are asked once a pass."""
+        if not callable(self.batch_load):
+            return self.batch_load
+        if self.summed is None:
+            self.summed = self.batch_load(loads)
+        return self.summed
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
-        return {**self.__dict__, "routings": None, "mask": None, "batch_load": None}
+        return {**self.__dict__, "routings": None, "mask": None, "summed": None, "batch_load": None}
 
     @property
     def adds_loss(self) -> bool:
@@ -102,7 +115,7 @@ class ModulatorStack(nn.Module):
         if not isinstance(self.config, MoRTConfig) or not loads:
             return torch.zeros(())
         self._check_gradient_path(loads)
-        top_k, whole = self.config.top_k, self.batch_load
+        top_k, whole = self.config.top_k, self._whole(loads)
         losses = [balance_loss(load, top_k, whole[i] if whole else None) for i, load in loads.items()]
         return self.config.balance_coef * torch.stack([x.to(losses[0].device) for x in losses]).mean()
 

@@ -20,6 +20,7 @@ Variant = Literal["baseline", "retoken", "mort"]
 DType = Literal["float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 DataParallel = Literal["ddp", "fsdp"]
+BalanceOver = Literal["batch", "pass"]
 Device = Literal["auto", "cpu", "cuda"]
 
 _POSITIVE = ("batch_size", "context_length", "lr", "log_every", "keep", "adam_eps", "timeout")
@@ -92,6 +93,9 @@ class TrainConfig:
     """How several processes share the backbone: a copy in each ("ddp"), or divided ("fsdp")."""
     timeout: int = 600
     """Seconds after which processes that wait for another give up."""
+    balance_over: BalanceOver = "batch"
+    """MoRT's balance loss (Eq. 21) over the whole batch, or over each forward "pass" of all processes. With
+    micro-batches, the former counts them in a forward pass of its own first: a third of the compute more."""
     dtype: DType = "float32"
     """Arithmetic of forward and backward; "bfloat16" is autocast over float32 parameters."""
     compile: Compile = "auto"
@@ -207,7 +211,7 @@ class TrainConfig:
 
 def _check_choices(config: TrainConfig) -> None:
     choices = {"variant": Variant, "schedule": Shape, "dtype": DType, "compile": Compile, "device": Device}
-    choices["data_parallel"] = DataParallel
+    choices |= {"data_parallel": DataParallel, "balance_over": BalanceOver}
     for name, kind in choices.items():
         value, accepted = getattr(config, name), get_args(kind)
         if value not in accepted:

@@ -75,6 +75,7 @@ class Furnisher:
     def _choice(self, backbone: PreTrainedModel, modulator: ModulatorConfig) -> Choice:
         config, text = self.config, backbone.config.get_text_config()
         balances = isinstance(modulator, MoRTConfig) and modulator.balance_coef > 0
+        balances = balances and config.balance_over == "batch"
         share = self.world.share_of(config.batch_size)
         tables = Tables.of(
             modulator,
@@ -96,7 +97,7 @@ class Furnisher:
             emp=config.tables.ranks,
             layout=config.tables.layout,
             option=config.tables.exchange,
-            forwards=2 if balances else 1,
+            forwards=2 if balances and batch.micro_batches > 1 else 1,
         )
 
 

@@ -47,6 +47,7 @@ class Stepper:
         share = world.share_of(config.batch_size)
         self._micro = min(config.micro_batch_size or share, share)
         attached = config.attached
+        self._by_pass = config.balance_over == "pass"
         self._balances = isinstance(attached, MoRTConfig) and attached.balance_coef > 0
 
     @property
@@ -103,7 +104,7 @@ class Stepper:
                 outputs = self._forward(
                     input_ids=windows[:, :-1], labels=targets, shift_labels=targets, use_cache=False
                 )
-            means = parts * self._world.size
+            means = self._world.size * (1 if self._by_pass else parts)
             if self._ahead is not None and after is not None:
                 self._ahead.prefetch(after[:, :-1])
             balance = self._balance(means > 1)
@@ -121,8 +122,8 @@ class Stepper:
     def _share_of(loss: Tensor, balance: Tensor | None, parts: int, means: int) -> Tensor:
         """What one of `parts` micro-batches adds to the step's objective.
 
-        The next-token loss is a mean over micro-batches and processes, `means` in all. The balance parts of
-        Eq. 21, which are in `loss` once, are to be summed: they get the factor that the means take away.
+        The next-token loss is a mean over micro-batches and processes. The balance parts of Eq. 21, which are
+        in `loss` once, are to be summed over `means` of them: they get the factor that the means take away.
         """
         if balance is None or means == 1:
             return loss / parts
@@ -148,16 +149,31 @@ class Stepper:
 
     @contextmanager
     def _load_of(self, parts: Sequence[Tensor]) -> Iterator[None]:
-        """Give the balance loss the counts of the whole batch where this process sees only a part at a time.
+        """Give the balance loss the counts of the whole batch where a forward pass sees only a part of it.
 
-        Eq. 21 multiplies sums over the whole batch, so it needs them before the first backward: one more
-        forward pass, without gradient, and only for MoRT with a split batch.
+        Eq. 21 multiplies sums over the whole batch, so it needs them before the first backward. Processes
+        that each have their part in one pass add them up behind it. Micro-batches need one more forward pass,
+        without gradient, unless each counts as a batch of its own.
         """
-        if not self._balances or len(parts) * self._world.size == 1:
+        one_pass = self._by_pass or len(parts) == 1
+        if not self._balances or (one_pass and self._world.size == 1):
             yield
             return
-        with retoken.batch_load(self._model, self._counted(parts)):
+        total: Any = self._over_processes if one_pass else self._counted(parts)  # pyright: ignore
+        with retoken.batch_load(self._model, total):
             yield
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _over_processes(self, loads: Loads) -> Loads:
+        """What all processes' passes have counted, in one message."""
+        sizes = [value.numel() for load in loads.values() for value in load]
+        flat = torch.cat([value.detach().reshape(-1) for load in loads.values() for value in load])
+        values = iter(self._world.sum(flat).split(sizes))
+        return {
+            layer: RouterLoad(*(next(values).view_as(value) for value in load))
+            for layer, load in loads.items()
+        }
 
     @torch.no_grad()
     def _counted(self, parts: Sequence[Tensor]) -> Loads:
