@@ -93,3 +93,9 @@ def test_the_readme_names_every_family(family: str) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").lower()
     plain = re.sub(r"[^a-z0-9]", "", text)
     assert re.sub(r"[^a-z0-9]", "", family.removesuffix("_text")) in plain
+
+
+def test_the_loop_of_one_s_own_trains_by_touched_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(blocks(ROOT / "docs" / "scale.md", "python")[0], tmp_path, monkeypatch)
