@@ -21,6 +21,7 @@ from retoken.train.config import TrainConfig
 from retoken.train.evaluate import Evaluation, evaluate
 from retoken.train.folder import RunFolder, fingerprint
 from retoken.train.furnish import Furnisher
+from retoken.train.lost import told_of_lost_processes
 from retoken.train.metrics import MetricLog, OnEvent
 from retoken.train.probe import probe
 from retoken.train.result import TrainResult
@@ -63,14 +64,15 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResul
 
     Raises:
         ConfigError, DataError, AttachError: Something does not fit; nothing was written but config.json.
-        TrainingError: A non-finite loss, a full disk, a folder of another run.
+        TrainingError: A non-finite loss, a full disk, a folder of another run, a process that is gone.
         CheckpointError: The newest checkpoint is broken.
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint of the last step was written first.
     """
     with open_world(config.device, config.threads, config.timeout) as world, StopRequest() as stop:
         if world.device.type == "cpu":
             store, folder = setup.open_store(config), RunFolder(config.out)
-        with folder.held_by(world, config, fingerprint(store.manifest)):
+        held = folder.held_by(world, config, fingerprint(store.manifest))
+        with told_of_lost_processes(world, folder), held:
             if folder.finished:
                 return TrainResult.read(folder.result)
             run = prepare(config, store, folder, world, on_event)

@@ -39,7 +39,7 @@ class Saving:
             CheckpointError: It is broken.
         """
         self._root, self._world = folder.checkpoints, world
-        self._peers = Peers.open()
+        self._peers = Peers.open(world.timeout)
         self.found: Checkpoint | None = newest(self._root, self._peers)
         self._saver = Saver(root=self._root, keep=config.keep, peers=self._peers)
         self._canonical: Mapping[str, Canonical] = {}

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from retoken.attach import decoder_layers
 from retoken.errors import ConfigError
 from retoken.parallel import ignored_parameters, leave_to_tables
+from retoken.train.meeting import has_old_store, meet_again
 from retoken.train.memory import keep_freed_memory
 
 
@@ -114,15 +115,23 @@ def open_world(device: str, threads: int, timeout: int = 600) -> Iterator[World]
         keep_freed_memory()
     try:
         if size > 1 and joins:
-            dist.init_process_group(
-                "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
-            )
+            _join(chosen, timedelta(seconds=timeout))
         rank = dist.get_rank() if size > 1 else 0
         yield World(rank=rank, size=size, device=chosen, timeout=timedelta(seconds=timeout))
     finally:
         if size > 1 and joins and dist.is_initialized():
             dist.destroy_process_group()
         torch.set_num_threads(before)
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    """Make the default process group, of those that were started together with this process."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if not has_old_store():
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, size = meet_again(timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _device(name: str) -> torch.device:
