@@ -79,7 +79,8 @@ def step_row(job: Job) -> Row:
         option=best.name,
         counting_pass=isinstance(job.modulator, MoRTConfig),
     )
-    slower = min((each.overhead for each in plan(counted).outlooks if each.grid == best.grid), default=0.0)
+    slower = next(each.overhead for each in plan(counted).outlooks if each.grid == best.grid)
+    ahead = counted.counting_pass and job.batch.micro_batches > 1
     naive = found.ladder[0]
     return (
         f"{job.batch.ranks:,}",
@@ -92,7 +93,7 @@ def step_row(job: Job) -> Row:
         megabytes(max(best.sent, best.received)),
         memory(best),
         f"{best.overhead:+.1%}",
-        f"{slower:+.1%}",
+        f"{slower:+.1%}" if ahead else "",
         f"{few.grid.layout} {few.name}, {megabytes(max(few.sent, few.received))}",
         memory(naive),
         f"{naive.overhead:+.1%}",

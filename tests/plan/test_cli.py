@@ -36,16 +36,23 @@ def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
         machine=machine,
         frequencies=Frequencies.zipf(2048, 1.2),
         memory=5e9,
-        counting_pass=True,
     )
     expected = plan(job)
     assert found["parameters"] == expected.parameters
     assert found["outlooks"] == json.loads(json.dumps([each.to_dict() for each in expected.outlooks]))
     assert found["fewest_bytes"] == found["outlooks"][0]
     assert found["unique"] == expected.unique and found["fit"] is None
-    once = json.loads(printed(capsys, *words, "--counting-pass", "off"))
-    assert once["base_time"] == found["base_time"]
-    assert once["fastest"]["time"]["compute"] == pytest.approx(found["fastest"]["time"]["compute"] * 3 / 4)
+
+
+def test_loads_are_counted_ahead_where_training_does_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def compute(*words: object) -> float:
+        found = json.loads(printed(capsys, *SMALL, *words, "--json"))
+        return found["fastest"]["time"]["compute"] / found["base_time"]["compute"]
+
+    parts = ("--micro-batch-size", 2)
+    assert compute() == 1 and compute("--counting-pass", "on") == pytest.approx(4 / 3)
+    assert compute(*parts) == pytest.approx(4 / 3) and compute(*parts, "--counting-pass", "off") == 1
+    assert compute(*parts, "--mort.balance-coef", 0) == 1
 
 
 def test_the_page_names_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
