@@ -70,7 +70,8 @@ def sharded_runs(rank, world_size, cases, options, emp_size, case, checkpointing
 def sharded_run(rank, world_size, mesh, kind, layout, exchange, options, case, checkpointing):
     """Losses, the whole tables' gradients put together, and what was sent."""
     model = build(kind, balance_coef=0.0, **options) if kind == "mort" else build(kind)
-    source = shard_tables(model.retoken, mesh, layout, exchange)
+    distinct = exchange != "each"
+    source = shard_tables(model.retoken, mesh, layout, exchange if distinct else "early", distinct)
     leave_to_tables(model)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     each = 4 // world_size
@@ -122,6 +123,15 @@ def test_router_inputs_and_delay(name):
 
 def test_recomputed_activations():
     check(CASES, 2, checkpointing=True)
+
+
+EACH = [("retoken", "V", "each"), *(("mort", layout, "each") for layout in ("V", "E", "VxE"))]
+
+
+def test_every_token_asking_for_itself():
+    check(EACH, 4)
+    check(EACH, 2, checkpointing=True, case="one owner")
+    check(EACH, 4, emp_size=2)
 
 
 def test_replicas_of_sharded_tables():

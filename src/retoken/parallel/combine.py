@@ -10,18 +10,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from retoken.parallel.mesh import TableMesh
-from retoken.parallel.request import Request
 from retoken.parallel.traffic import Traffic
 from retoken.rows import add_row_gradient
 
 
 class _Coming(NamedTuple):
     layer: int
-    request: Request
+    touched_U: Tensor
     flat: Tensor
     work: dist.Work | None
-    place: Tensor
-    per_row: int
+    place: Tensor | None
 
 
 class Combine:
@@ -37,19 +35,23 @@ class Combine:
         self.traffic = traffic
         self.replica_traffic = Traffic(mesh.replica) if mesh.replicas > 1 else None
         self._coming: list[_Coming] = []
-        self._layers: dict[int, Tensor] = {}
 
     def await_rows(
-        self, layer: int, request: Request, flat: Tensor, work: dist.Work | None, place: Tensor
+        self, layer: int, touched_U: Tensor, flat: Tensor, work: dist.Work | None, place: Tensor | None
     ) -> None:
-        """Row gradients are coming: `flat` holds, once `work` is done, one for each of `place` [N].
+        """Row gradients are coming.
 
-        `place` numbers this shard's touched rows, one modulator after the other where a row has several.
+        Args:
+            layer: whose.
+            touched_U: the rows of this shard that the pass touched in that layer; sorted, each once.
+            flat: what comes, one gradient after the other.
+            work: when it will have come; None: it has.
+            place: [N], which of `touched_U` each is for; where a row has several modulators, one after the
+                other. None: the sums of `touched_U` themselves.
         """
         if not self._coming:
             torch.autograd.Variable._execution_engine.queue_callback(self.finish)
-        rows = self._weights()[layer][:1].numel()
-        self._coming.append(_Coming(layer, request, flat, work, place, rows))
+        self._coming.append(_Coming(layer, touched_U, flat, work, place))
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -62,21 +64,22 @@ class Combine:
 
     def _add(self, item: _Coming) -> None:
         weight = self._weights()[item.layer]
-        touched = item.request.touched_U
-        total = self._summed(item, weight).div_(self._mesh.world)
+        touched, total = item.touched_U, self._summed(item, weight)
         if self.replica_traffic is not None:
             touched, total = _over_replicas(touched, total, self.replica_traffic)
         add_row_gradient(weight, touched, total)
 
-    @staticmethod
-    def _summed(item: _Coming, weight: nn.Parameter) -> Tensor:
-        count = item.request.touched_U.numel()
+    def _summed(self, item: _Coming, weight: nn.Parameter) -> Tensor:
+        count = item.touched_U.numel()
         shape = (count, *weight.shape[1:])
+        if item.place is None:
+            return item.flat.view(shape).div_(self._mesh.world)
         if item.place.numel() == 0 or weight[:1].numel() == 0:
             return item.flat.new_zeros(shape)
         unit = item.flat.numel() // item.place.numel()
         total = item.flat.new_zeros((count * weight[:1].numel() // unit, unit))
-        return total.index_add_(0, item.place, item.flat.view(-1, unit)).view(shape)
+        total.index_add_(0, item.place, item.flat.view(-1, unit), alpha=1 / self._mesh.world)
+        return total.view(shape)
 
 
 def _over_replicas(touched: Tensor, rows: Tensor, traffic: Traffic) -> tuple[Tensor, Tensor]:
@@ -93,6 +96,7 @@ def _over_replicas(touched: Tensor, rows: Tensor, traffic: Traffic) -> tuple[Ten
 
 def _all_counts(count: int, traffic: Traffic, device: torch.device) -> list[int]:
     out = torch.empty(traffic.size, dtype=torch.int64, device=device)
+    traffic.sent["replica counts"] += out.element_size() * (traffic.size - 1)
     dist.all_gather_into_tensor(out, torch.tensor([count], device=device), group=traffic.group)
     return out.tolist()
 

@@ -86,7 +86,7 @@ class ReturnGradient(torch.autograd.Function):
         own = units[request.rank]
         come = [count * own for count in request.asked_counts]
         flat, work = combine.traffic.exchange("gradients", part(grads[0], request), to, come)
-        combine.await_rows(ctx.layer, request, flat, work, request.place_of_asked)
+        combine.await_rows(ctx.layer, request.touched_U, flat, work, request.place_of_asked)
         return None, None, None, None, None
 
 

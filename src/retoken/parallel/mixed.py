@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from retoken.errors import AttachError
-from retoken.ops import mix_rows
 from retoken.parallel.combine import Combine
+from retoken.parallel.owner import NOT_CHOSEN, Mixing
 from retoken.parallel.request import Request
 from retoken.parallel.traffic import Traffic
 
@@ -57,37 +58,31 @@ class MixAtOwner(torch.autograd.Function):
     ) -> Tensor:
         """Two exchanges: weights there, mixtures back."""
         slots, traffic, layout = call.slots, call.combine.traffic, call.request.layout
-        dense_TE = weights_TK.new_zeros((weights_TK.shape[0], layout.per_token))
+        dense_TE = weights_TK.new_full((weights_TK.shape[0], layout.per_token), NOT_CHOSEN)
         dense_TE.scatter_(1, chosen_TK, weights_TK)
-        weights_NE = _to_owners("weights", dense_TE[slots.order], call)
-        own, width = weights_NE.shape[1], weight.shape[-1]
+        mixing = Mixing.of(_to_owners("weights", dense_TE[slots.order], call))
+        table = weight.detach().view(-1, weight.shape[-1])
         local_N = call.request.asked[slots.asked]
-        index_NE = local_N.unsqueeze(1) * own + torch.arange(own, device=local_N.device)
-        mixed_ND = mix_rows(weight.detach().view(-1, width), index_NE, weights_NE)
+        row_P = local_N[mixing.token_P] * mixing.shape[1] + mixing.modulator_P
+        mixed_ND = mixing.mix(table, row_P)
         came = traffic.exchange_now("mixtures", mixed_ND, slots.come, slots.to)
-        ctx.call, ctx.weight = call, weight
-        ctx.save_for_backward(chosen_TK, weights_NE, local_N)
+        ctx.call, ctx.table, ctx.mixing = call, table, mixing
+        ctx.save_for_backward(chosen_TK, row_P)
         return _in_order(came, call)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None]:
         """One gradient a token there; the gradient of its weights back; the rows' stay with their owner."""
-        chosen_TK, weights_NE, local_N = ctx.saved_tensors
-        call, weight = ctx.call, ctx.weight
-        slots, request = call.slots, call.request
+        chosen_TK, row_P = ctx.saved_tensors
+        call, mixing, slots, request = ctx.call, ctx.mixing, ctx.call.slots, ctx.call.request
         sorted_grad = grads[0][slots.order].split(slots.counts_V)
         sent = torch.cat([sorted_grad[request.layout.place(r)[0]] for r in range(request.layout.ranks)])
         grad_ND = call.combine.traffic.exchange_now("gradients", sent, slots.to, slots.come)
-        grad_NE = torch.empty_like(weights_NE)
-        total = grad_ND.new_zeros((request.touched_U.numel(), weights_NE.shape[1], grad_ND.shape[1]))
-        place = request.place_of_asked[slots.asked]
-        for e in range(weights_NE.shape[1]):
-            rows_ND = weight.detach()[:, e][local_N]
-            grad_NE[:, e] = (grad_ND * rows_ND).sum(-1)
-            total[:, e].index_add_(0, place, weights_NE[:, e, None] * grad_ND)
-        every = torch.arange(request.touched_U.numel(), device=place.device)
-        call.combine.await_rows(call.layer, request, total.view(-1), None, every)
-        grad_TE = _from_owners("weight gradients", grad_NE, call)
+        back = _send_back("weight gradients", mixing.weight_gradient(ctx.table, row_P, grad_ND), call)
+        touched = request.touched_U
+        total = mixing.row_gradient(grad_ND, request.place_of_asked[slots.asked], touched.numel())
+        call.combine.await_rows(call.layer, touched, total, None, None)
+        grad_TE = _from_owners(*back, call)
         return grad_TE.gather(1, chosen_TK), None, None, None
 
 
@@ -106,23 +101,30 @@ def _to_owners(kind: str, dense_TE: Tensor, call: MixedRows) -> Tensor:
     return flat.view(sum(slots.come), mine)
 
 
-def _from_owners(kind: str, part_NE: Tensor, call: MixedRows) -> Tensor:
-    """[N, E_own] -> [T, E] in the tokens' own order."""
+def _send_back(kind: str, part_NE: Tensor, call: MixedRows) -> tuple[Tensor, dist.Work]:
+    """Start sending what this owner has for each token it mixed to the ranks they are of."""
+    slots, mine = call.slots, part_NE.shape[1]
+    to, come = [count * mine for count in slots.come], _sizes(call)
+    return call.combine.traffic.exchange(kind, part_NE.reshape(-1), to, come)
+
+
+def _from_owners(flat: Tensor, work: dist.Work, call: MixedRows) -> Tensor:
+    """What `_send_back` sent, arrived: [T, E] in the tokens' own order."""
     layout, slots = call.request.layout, call.slots
-    ranges = _ranges(call)
-    mine = part_NE.shape[1]
-    come = [count * len(own) for count, own in zip(slots.to, ranges, strict=True)]
-    flat = call.combine.traffic.exchange_now(
-        kind, part_NE.reshape(-1), [count * mine for count in slots.come], come
-    )
-    dense = part_NE.new_zeros((slots.order.numel(), layout.per_token))
+    dense = flat.new_zeros((slots.order.numel(), layout.per_token))
     by_shard = dense.split(slots.counts_V)
-    for rank, (piece, own) in enumerate(zip(flat.split(come), ranges, strict=True)):
+    work.wait()
+    for rank, (piece, own) in enumerate(zip(flat.split(_sizes(call)), _ranges(call), strict=True)):
         target = by_shard[layout.place(rank)[0]]
         target[:, own.start : own.stop] = piece.view(target.shape[0], len(own))
     out = torch.empty_like(dense)
     out[slots.order] = dense
     return out
+
+
+def _sizes(call: MixedRows) -> list[int]:
+    """Numbers each owner has for this rank's tokens: one for each of its modulators."""
+    return [count * len(own) for count, own in zip(call.slots.to, _ranges(call), strict=True)]
 
 
 def _in_order(came: Tensor, call: MixedRows) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,11 +33,6 @@ class Request:
     """`asked`, sorted, each once: the rows of this shard that the batch touches."""
     place_of_asked: Tensor
     """[sum(asked_counts)] -> 0..U-1."""
-    slots: Tensor | None = None
-    """See `token_slots`."""
-    slot_counts: list[int] = field(default_factory=list)
-    token_order: Tensor | None = None
-    token_counts: list[int] = field(default_factory=list)
 
     @property
     def wanted(self) -> int:

@@ -10,75 +10,96 @@ from torch import Tensor, nn
 from retoken.errors import AttachError
 from retoken.ops import mix_rows
 from retoken.parallel.combine import Combine
+from retoken.parallel.layout import Layout
 from retoken.parallel.request import Request
+from retoken.parallel.traffic import Traffic
 
 
 class Pairs(NamedTuple):
-    """The (token, modulator) pairs of one layer, each once, in the order in which their rows come back."""
+    """The (token, modulator) pairs of one layer, in the order in which their rows come back."""
 
     to: list[int]
     """Pairs asked of each rank."""
     come: list[int]
-    """Pairs each rank asks of this one."""
-    asked: Tensor
-    """What they ask: local token number * own modulators + modulator."""
+    """Pairs each rank asks of this one; N in all."""
     index: Tensor
-    """[..., K] -> 0..P-1."""
+    """[..., K] -> 0..P-1, those asked."""
+    row_N: Tensor
+    """Which of this rank's rows each asked one is: local token * own modulators + modulator."""
+    touched_U: Tensor
+    """This rank's tokens that the pass touches; sorted, each once."""
+    place_N: Tensor
+    """The same with places in `touched_U` for tokens."""
 
 
 def ask_pairs(request: Request, chosen: Tensor, combine: Combine) -> Pairs:
-    """Ask the owners for the pairs of tokens and `chosen` [B, S, K]; a collective of the emp group."""
-    layout, device = request.layout, chosen.device
-    per_token = layout.per_token
+    """Ask the owners for the pairs of tokens and `chosen` [B, S, K], each once; a collective of the group."""
+    per_token = request.layout.per_token
     flat = request.positions.unsqueeze(-1) * per_token + chosen
-    pairs, inverse = torch.unique(flat, return_inverse=True)
-    position, modulator = pairs // per_token, pairs % per_token
-    shard = _shard_of(position, request.counts_V)
-    owner, code = _address(request, position, modulator, shard)
+    pairs, inverse = _distinct(flat, request.wanted * per_token)
+    owner, code = _address(request, pairs // per_token, pairs % per_token)
+    to, come, asked, place = ask(owner, code, combine.traffic)
+    return Pairs(to, come, place[inverse], *_at_home(request, asked, come))
+
+
+def ask(owner: Tensor, code: Tensor, traffic: Traffic) -> tuple[list[int], list[int], Tensor, Tensor]:
+    """Send each code to its owner.
+
+    Returns:
+        Codes to and from each rank, those that came, and each sent one's place in the order of sending.
+    """
     order = torch.argsort(owner, stable=True)
     place = torch.empty_like(order)
-    place[order] = torch.arange(order.numel(), device=device)
-    to = torch.bincount(owner, minlength=layout.ranks).tolist()
-    come = combine.traffic.counts(to, device)
-    asked = combine.traffic.exchange_now("pairs", code[order], to, come)
-    return Pairs(to, come, asked, place[inverse])
+    place[order] = torch.arange(order.numel(), device=order.device)
+    to = torch.bincount(owner, minlength=traffic.size).tolist()
+    come = traffic.counts(to, owner.device)
+    return to, come, traffic.exchange_now("pairs", code[order], to, come), place
 
 
-def _shard_of(position: Tensor, counts_V: list[int]) -> Tensor:
-    ends = torch.tensor(counts_V, device=position.device).cumsum(0)
-    return torch.searchsorted(ends, position, right=True)
-
-
-def _address(request: Request, position: Tensor, modulator: Tensor, shard: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank that owns each pair, and the pair's number there: slot in this rank's request, and modulator."""
-    layout, device = request.layout, position.device
+def divided(layout: Layout, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The shard of each modulator; the first modulator of each shard; how many it has."""
     ranges = [layout.modulators(e) for e in range(layout.modulator_shards)]
     part_of = torch.tensor([e for e, own in enumerate(ranges) for _ in own], device=device)
     first = torch.tensor([own.start for own in ranges], device=device)
-    size = torch.tensor([len(own) for own in ranges], device=device)
-    part = part_of[modulator]
-    ends = torch.tensor(request.counts_V, device=device).cumsum(0)
-    starts = ends - torch.tensor(request.counts_V, device=device)
-    code = (position - starts[shard]) * size[part] + modulator - first[part]
-    return shard * layout.modulator_shards + part, code
+    return part_of, first, torch.tensor([len(own) for own in ranges], device=device)
+
+
+def _distinct(values: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """`torch.unique` with the inverse, for integers from 0 to `limit`: by marking them, without a sort."""
+    seen = torch.zeros(limit, dtype=torch.bool, device=values.device)
+    seen[values.flatten()] = True
+    return seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[values]
+
+
+def _address(request: Request, position: Tensor, modulator: Tensor) -> tuple[Tensor, Tensor]:
+    """Rank that owns each pair, and the pair's number there: slot in this rank's request, and modulator."""
+    part_of, first, size = divided(request.layout, position.device)
+    counts = torch.tensor(request.counts_V, device=position.device)
+    ends, part = counts.cumsum(0), part_of[modulator]
+    shard = torch.searchsorted(ends, position, right=True)
+    code = (position - (ends - counts)[shard]) * size[part] + modulator - first[part]
+    return shard * request.layout.modulator_shards + part, code
+
+
+def _at_home(request: Request, asked: Tensor, come: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Asked codes as rows of this rank, the tokens they touch, and their places there."""
+    layout, device = request.layout, asked.device
+    own = max(len(layout.modulators(layout.place(request.rank)[1])), 1)
+    starts = torch.tensor([0, *request.asked_counts[:-1]], device=device).cumsum(0)
+    token = asked // own + torch.repeat_interleave(starts, torch.tensor(come, device=device))
+    modulator = asked % own
+    row_N = request.asked[token] * own + modulator
+    return row_N, request.touched_U, request.place_of_asked[token] * own + modulator
 
 
 class FetchPairs(torch.autograd.Function):
     """The rows of asked pairs [P, D]; backward: their gradient goes to the owners."""
 
     @staticmethod
-    def forward(
-        ctx: Any, weight: nn.Parameter, pairs: Pairs, request: Request, combine: Combine, layer: int
-    ) -> Tensor:
+    def forward(ctx: Any, weight: nn.Parameter, pairs: Pairs, combine: Combine, layer: int) -> Tensor:
         """An exchange, waited for: there is nothing to do before the rows are here."""
-        own, width = weight[:1].numel() // weight.shape[-1], weight.shape[-1]
-        slot, modulator = pairs.asked // max(own, 1), pairs.asked % max(own, 1)
-        starts = torch.tensor([0, *request.asked_counts[:-1]], device=slot.device).cumsum(0)
-        asker = torch.repeat_interleave(starts, torch.tensor(pairs.come, device=slot.device))
-        token = slot + asker
-        rows = weight.detach().view(-1, width)[request.asked[token] * own + modulator]
-        ctx.place = request.place_of_asked[token] * own + modulator
-        ctx.pairs, ctx.request, ctx.combine, ctx.layer = pairs, request, combine, layer
+        rows = weight.detach().view(-1, weight.shape[-1]).index_select(0, pairs.row_N)
+        ctx.pairs, ctx.combine, ctx.layer = pairs, combine, layer
         came = combine.traffic.exchange_now("rows", rows, pairs.come, pairs.to)
         return came if came.dtype == torch.float64 else came.float()
 
@@ -87,8 +108,8 @@ class FetchPairs(torch.autograd.Function):
         """Starts the exchange; it is finished when the backward pass ends."""
         combine, pairs = ctx.combine, ctx.pairs
         rows, work = combine.traffic.exchange("gradients", grads[0].contiguous(), pairs.to, pairs.come)
-        combine.await_rows(ctx.layer, ctx.request, rows, work, ctx.place)
-        return None, None, None, None, None
+        combine.await_rows(ctx.layer, pairs.touched_U, rows, work, pairs.place_N)
+        return None, None, None, None
 
 
 class RoutedRows(NamedTuple):
@@ -110,7 +131,7 @@ class RoutedRows(NamedTuple):
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """[B, S, D] for [B, S, K] both (Eq. 4)."""
         pairs = ask_pairs(self.request, chosen, self.combine)
-        rows = FetchPairs.apply(self.weight, pairs, self.request, self.combine, self.layer)
+        rows = FetchPairs.apply(self.weight, pairs, self.combine, self.layer)
         return mix_rows(rows, pairs.index, weights)  # pyright: ignore
 
 

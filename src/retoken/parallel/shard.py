@@ -20,6 +20,7 @@ def shard_tables(
     mesh: TableMesh,
     layout: LayoutName | Layout = "V",
     exchange: ExchangeName = "early",
+    distinct: bool = True,
 ) -> ShardedRows:
     """Keep this rank's part of every table, and fetch rows from their owners from now on.
 
@@ -29,6 +30,7 @@ def shard_tables(
         layout: "V" by token, "E" by modulator, "VxE" by both; or a grid.
         exchange: "early": all rows of a token, before the first layer; "routed": the chosen rows; "mixed":
             their mixture, made at the owner.
+        distinct: each row is asked for once; False: for every token, whatever `exchange`, as a yardstick.
 
     Raises:
         ConfigError: Layout or exchange don't fit the modulator.
@@ -42,7 +44,7 @@ def shard_tables(
         raise ConfigError(
             f"layout is for {grid.ranks} ranks; accepted: one for the {mesh.emp_size} of the mesh"
         )
-    source = ShardedRows(stack, mesh, grid, exchange)
+    source = ShardedRows(stack, mesh, grid, exchange, distinct)
     for module in stack.layers.values():
         assert isinstance(module, Modulator)
         if not isinstance(module.table, ShardedTable):

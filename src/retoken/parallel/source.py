@@ -11,6 +11,7 @@ from retoken.errors import AttachError, ConfigError
 from retoken.nn import Fetch, TokenTable
 from retoken.optim import RowOrigin
 from retoken.parallel.combine import Combine
+from retoken.parallel.each import EachFetch
 from retoken.parallel.early import EarlyFetch
 from retoken.parallel.layout import Layout
 from retoken.parallel.mesh import TableMesh
@@ -62,13 +63,20 @@ class ShardedRows:
     """
 
     def __init__(
-        self, stack: nn.Module, mesh: TableMesh, layout: Layout, exchange: ExchangeName = "early"
+        self,
+        stack: nn.Module,
+        mesh: TableMesh,
+        layout: Layout,
+        exchange: ExchangeName = "early",
+        distinct: bool = True,
     ) -> None:
+        """`distinct` False: every token's rows are asked for one by one; to see what asking once saves."""
         if exchange not in get_args(ExchangeName):
             raise ConfigError(f"exchange is {exchange!r}; accepted: {', '.join(get_args(ExchangeName))}")
         if exchange != "early" and layout.per_token == 1:
             raise ConfigError(f"exchange is {exchange!r} with one row a token; accepted here: early")
         self.stack, self.mesh, self.layout, self.exchange = stack, mesh, layout, exchange
+        self.distinct = distinct
         self.traffic = Traffic(mesh.emp)
         self.combine = Combine(self.weights, mesh, self.traffic)
         self.before_read: list[BeforeRead] = []
@@ -90,12 +98,17 @@ class ShardedRows:
     @torch.compiler.disable
     def fetch(self, ids: Tensor) -> Fetch:
         """Ask for the rows of ids [B, S]; a collective of the emp group, also where B or S is 0."""
-        request = open_request(ids, self.layout, self.traffic)
         weights = self.weights()
-        for act in self.before_read:
-            for weight in weights.values():
-                act(weight, request.touched_U)
+        if not self.distinct:
+            return EachFetch(weights, ids, self.layout, self.combine, self._settle)
+        request = open_request(ids, self.layout, self.traffic)
+        for weight in weights.values():
+            self._settle(weight, request.touched_U)
         return FETCHES[self.exchange](weights, request, self.combine)
+
+    def _settle(self, weight: nn.Parameter, touched_U: Tensor) -> None:
+        for act in self.before_read:
+            act(weight, touched_U)
 
     def prefetch(self, ids: Tensor) -> None:
         """Rows are asked for when a pass starts, for all its layers."""
