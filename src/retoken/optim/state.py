@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from retoken.errors import ConfigError
+
+FROM_BYTES = 1 << 20
+"""Smaller tensors gain nothing from pages of their own."""
 
 
 def zeros_like_rows(parameter: nn.Parameter, shape: Iterable[int] | None = None) -> Tensor:
@@ -20,10 +25,15 @@ def zeros_like_rows(parameter: nn.Parameter, shape: Iterable[int] | None = None)
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that take memory on a CPU page by page, as they are first written."""
-    if device.type != "cpu":
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < FROM_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(shape, dtype=dtype, device=device)
-    # torch.zeros writes its zeros; numpy's come from calloc.
-    return torch.from_numpy(np.zeros(shape, dtype=str(dtype).removeprefix("torch.")))
+    # torch.zeros writes its zeros, and calloc may have memory to reuse, so it would, too.
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def load_state(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
