@@ -42,8 +42,11 @@ def batch_of(rank: int, unlucky: bool) -> torch.Tensor:
     return torch.full_like(ids, 8) if unlucky and rank == 0 else ids
 
 
-def passes(rank, world_size, cases, emp, dtype, unlucky):
-    """What this rank sent and kept in one forward and backward pass, and what its routers chose."""
+def passes(rank, world_size, cases, emp, dtype, unlucky, ahead):
+    """What this rank sent and kept in one forward and backward pass, and what its routers chose.
+
+    `ahead`: behind a forward pass without gradient, as one that counts the routers' loads.
+    """
     mesh, found = open_mesh("cpu", emp), []
     for kind, layout, option in cases:
         config = retoken.ReTokenConfig() if kind == "retoken" else retoken.MoRTConfig()
@@ -52,6 +55,9 @@ def passes(rank, world_size, cases, emp, dtype, unlucky):
             module.table.to(getattr(torch, dtype))
         source = shard_tables(model.retoken, mesh, layout, option)
         ids = batch_of(rank, unlucky)
+        if ahead:
+            with torch.no_grad():
+                model.base_model(input_ids=ids, use_cache=False)
         model(input_ids=ids, labels=ids).loss.backward()
         routings = model.retoken.routings or {}
         chosen = [routing.chosen_TK for _, routing in sorted(routings.items())]
@@ -62,12 +68,12 @@ def passes(rank, world_size, cases, emp, dtype, unlucky):
 
 
 @pytest.mark.parametrize(
-    ("emp", "dtype", "unlucky"),
-    [(4, "float32", False), (4, "bfloat16", True), (2, "bfloat16", False)],
+    ("emp", "dtype", "unlucky", "ahead"),
+    [(4, "float32", False, False), (4, "bfloat16", True, True), (2, "bfloat16", False, False)],
 )
-def test_four_ranks_send_what_is_planned(emp: int, dtype: str, unlucky: bool) -> None:
+def test_four_ranks_send_what_is_planned(emp: int, dtype: str, unlucky: bool, ahead: bool) -> None:
     cases = [case for case in CASES if (case[1], emp) in GRIDS]
-    results = run_distributed(passes, 4, cases, emp, dtype, unlucky)
+    results = run_distributed(passes, 4, cases, emp, dtype, unlucky, ahead)
     ids = [batch_of(rank, unlucky).numpy() for rank in range(4)]
     for index, (kind, layout, option) in enumerate(cases):
         config = retoken.ReTokenConfig() if kind == "retoken" else retoken.MoRTConfig()
@@ -76,8 +82,8 @@ def test_four_ranks_send_what_is_planned(emp: int, dtype: str, unlucky: bool) ->
         ranks = [result[index] for result in results]
         chosen = [[each.numpy() for each in rank[2]] for rank in ranks]
         planned = traffic.of_requests(ids, tables, GRIDS[layout, emp], option, chosen)
-        # How many rows each replica's are is not among what the exchange counts.
-        phases = set(planned.lanes) - {"replica counts"}
+        planned = planned.times(forward=2 if ahead else 1)
+        phases = set(planned.lanes)
         for rank, (sent, kept, _) in enumerate(ranks):
             where = f"{kind}, {layout}, {option}, rank {rank}"
             assert sent == {name: planned.flow(name).sent[rank] for name in phases}, where
