@@ -70,6 +70,8 @@ def test_two_processes_train_what_one_trains(make, tmp_path, options):
     a, b = (load_file(config.out / "model" / "model.safetensors") for config in (one, two))
     for name in a:
         assert_close(name, a[name], b[name], units=40_000)
+    results = [json.loads((config.out / "result.json").read_text()) for config in (one, two)]
+    assert results[0]["stored_params"] == results[1]["stored_params"]
     counts = [load_file(config.out / "token_loss.safetensors")["count"] for config in (one, two)]
     assert counts[0].equal(counts[1])
 

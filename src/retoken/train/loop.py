@@ -233,6 +233,7 @@ def conclude(run: Run, final: Evaluation) -> TrainResult:
     sizes = {
         role: sum(p.numel() for _, p in named) for role, named in retoken.param_groups(run.model).items()
     }
+    sizes["tables"] = setup.count(config, run.model).table_params  # this process may hold a part of them
     tokens = run.step * config.tokens_per_step
     return TrainResult(
         name=config.variant,
