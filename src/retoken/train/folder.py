@@ -123,11 +123,10 @@ def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     there, here = found.get("train"), wanted["train"]
     if not isinstance(there, dict):
         raise TrainingError(f"{path} is not a training run's; accepted for out: a new folder, or this run's")
-    before_tables = {
-        "tables": TableOptions(optimizer="adamw").to_dict()
-    }  # what runs were before they could say
+    # What runs were before they could say.
+    before = {"tables": TableOptions(optimizer="adamw").to_dict(), "balance_over": "batch"}
     for name, value in _flat(here).items():
-        other = _flat(before_tables | there).get(name)
+        other = _flat(before | there).get(name)
         if name not in FREE_OPTIONS and other != value:
             raise TrainingError(
                 f"{path} is of a run with {name} {other!r}, not {value!r}; accepted: that, or another out"
