@@ -1,4 +1,8 @@
-"""Every token asks for its rows itself, layer by layer: what asking for each id once is measured against."""
+"""Every token asks for its rows itself, layer by layer: what asking for each id once is measured against.
+
+Losses and gradients are those of the other ways. Rows that a token could have chosen and did not are not
+among the touched ones here, which an optimizer may notice: this is a yardstick, not a way to train.
+"""
 
 from __future__ import annotations
 

@@ -88,6 +88,7 @@ def choose(
     layout: str = "auto",
     option: str = "auto",
     forwards: int = 1,
+    recomputed: bool = False,
 ) -> Choice:
     """Expected bytes of every layout and option that is accepted, the fewest first.
 
@@ -101,6 +102,7 @@ def choose(
         layout: "V", "E", "VxE" or "auto".
         option: "early", "routed", "mixed" or "auto".
         forwards: forward passes per micro-batch; 2 where the routers' loads are counted ahead.
+        recomputed: whether the backward pass computes activations again, and asks again for rows.
 
     Raises:
         ConfigError: a word that is not accepted, or a layout in which a rank would own nothing.
@@ -111,7 +113,9 @@ def choose(
     options = accepted if option == "auto" else (option,)
     found = [
         Candidate(
-            grid=grid, option=name, traffic=step_traffic(tables, grid, name, batch, frequencies, forwards)
+            grid=grid,
+            option=name,
+            traffic=step_traffic(tables, grid, name, batch, frequencies, forwards, recomputed),
         )
         for grid in grids(tables, size, layout)
         for name in options
@@ -120,10 +124,18 @@ def choose(
 
 
 def step_traffic(
-    tables: Tables, grid: Grid, option: str, batch: Batch, frequencies: Frequencies, forwards: int = 1
+    tables: Tables,
+    grid: Grid,
+    option: str,
+    batch: Batch,
+    frequencies: Frequencies,
+    forwards: int = 1,
+    recomputed: bool = False,
 ) -> Traffic:
     """Expected traffic of all micro-batches of a step."""
     one = traffic.expected(frequencies, batch.tokens, tables, grid, option, ranks=batch.ranks)
+    if recomputed:
+        one = traffic.recomputed(one, option)
     return one.times(forward=forwards * batch.micro_batches, backward=batch.micro_batches)
 
 

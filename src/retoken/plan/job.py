@@ -50,6 +50,9 @@ class Job:
     counting_pass: bool = False
     """Whether MoRT's loads are counted by a forward pass of their own, ahead of the step."""
 
+    activation_checkpointing: bool = False
+    """Whether the backward pass computes each layer's forward pass again."""
+
     def __post_init__(self) -> None:
         mem.check_choices(self.optimizer, self.sharding, self.location)
         require(self.memory >= 0, "memory", self.memory, "a number from 0")
@@ -88,7 +91,9 @@ def work_of(job: Job, grid: Grid, option: str) -> Work:
     tables = job.tables
     if tables is None:
         return base_work(job, with_tables=False)
-    moved = step_traffic(tables, grid, option, job.batch, job.frequencies, job.forwards)
+    moved = step_traffic(
+        tables, grid, option, job.batch, job.frequencies, job.forwards, job.activation_checkpointing
+    )
     return work_with_tables(job, tables, Candidate(grid=grid, option=option, traffic=moved))
 
 
@@ -102,6 +107,7 @@ def base_work(job: Job, *, with_tables: bool) -> Work:
         job.backbone.num_layers,
         job.sharding,
         forwards=job.forwards if with_tables else 1,
+        recomputed=job.activation_checkpointing,
     )
 
 

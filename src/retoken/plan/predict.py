@@ -125,6 +125,7 @@ def plan(job: Job) -> Plan:
         layout=job.layout,
         option=job.option,
         forwards=job.forwards,
+        recomputed=job.activation_checkpointing,
     )
     outlooks = tuple(_outlook(job, tables, each, base) for each in choice.candidates)
     return Plan(**head, outlooks=outlooks, ladder=_ladder(job, tables, choice, base))
@@ -180,7 +181,9 @@ def _ladder(job: Job, tables: Tables, choice: Choice, base: Work) -> tuple[Outlo
     if job.batch.ranks == 1:
         return ()
     grid = next((each.grid for each in choice.candidates if each.grid.layout == "V"), choice.grid)
-    moved = step_traffic(tables, grid, "sharded", job.batch, job.frequencies, job.forwards)
+    moved = step_traffic(
+        tables, grid, "sharded", job.batch, job.frequencies, job.forwards, job.activation_checkpointing
+    )
     sharded = Candidate(grid=grid, option="sharded", traffic=moved)
     return _naive(job, tables, base), _outlook(job, tables, sharded, base)
 

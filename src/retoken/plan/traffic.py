@@ -32,7 +32,8 @@ other P - 1
 
 "sharded", the ladder's rung without deduplication, is "routed" with every (token, chosen modulator) a pair,
 and without ids: counts and pairs are all that is asked. Bytes a rank has for itself travel no link; they are
-`local`. A forward pass without gradient asks and is answered, and sends no gradients.
+`local`. A forward pass without gradient asks and is answered, and sends no gradients. Where activations are
+recomputed in the backward pass, layers that ask for themselves ask once more: `recomputed`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ OPTIONS: tuple[Option, ...] = get_args(Option)
 RUNGS = (*OPTIONS, "sharded")
 COUNT, ID, SLOT, FLOAT = 8, 8, 4, 4
 """Bytes of a count, of an id, of a slot, and of an element of weights and mixtures."""
+_PER_LAYER = {
+    "early": (),
+    "routed": ("pairs", "rows"),
+    "sharded": ("pairs", "rows"),
+    "mixed": ("weights", "mixtures"),
+}
+"""Phases of the forward pass in which a layer asks for itself; with pairs go counts."""
 
 
 def of_requests(
@@ -108,6 +116,21 @@ def of_asked(asked: Asked, tables: Tables, grid: Grid, option: str, *, ranks: in
     if ranks > grid.size:
         lanes |= _replicas(asked, tables, grid)
     return Traffic(ranks=ranks, group=grid.size, lanes=lanes)
+
+
+def recomputed(once: Traffic, option: str) -> Traffic:
+    """A micro-batch whose backward pass computes every layer's forward pass again: phases of their own.
+
+    What was asked for before the first layer stays, so "early" asks for nothing again.
+    """
+    repeated = {f"recomputed {name}": once.lanes[name]._replace(backward=True) for name in _PER_LAYER[option]}
+    if option in asked_by.PAIRED:
+        counts = once.lanes["counts"]
+        layers = counts.collectives - ("ids" in once.lanes)
+        repeated["recomputed counts"] = Lane(
+            counts.bytes // counts.collectives * layers, Way.ASK, layers, backward=True
+        )
+    return Traffic(once.ranks, once.group, once.lanes | repeated)
 
 
 def dense_all_reduce(tables: Tables, ranks: int) -> float:

@@ -62,7 +62,14 @@ class Work:
 
 
 def backbone_work(
-    batch: Batch, flops_per_token: float, params: int, num_layers: int, sharding: str, *, forwards: int = 1
+    batch: Batch,
+    flops_per_token: float,
+    params: int,
+    num_layers: int,
+    sharding: str,
+    *,
+    forwards: int = 1,
+    recomputed: bool = False,
 ) -> Work:
     """The step without tables.
 
@@ -77,9 +84,10 @@ def backbone_work(
         num_layers: units that FSDP gathers.
         sharding: "ddp" or "fsdp".
         forwards: forward passes per micro-batch; 2 where MoRT's loads are counted ahead.
+        recomputed: whether the backward pass computes activations again.
     """
     third = flops_per_token * batch.rank_tokens / 3
-    common = {"forward_flops": forwards * third, "backward_flops": 2 * third}
+    common = {"forward_flops": forwards * third, "backward_flops": (2 + recomputed) * third}
     if batch.ranks == 1:
         return Work(**common)
     ring = batch.ranks - 1

@@ -98,6 +98,7 @@ class Furnisher:
             layout=config.tables.layout,
             option=config.tables.exchange,
             forwards=2 if balances and batch.micro_batches > 1 else 1,
+            recomputed=config.activation_checkpointing,
         )
 
 
