@@ -33,6 +33,12 @@ class BenchTrain:
     """Token store written by `retoken prepare`; without it one is made of the prose this Python carries."""
     modes: tuple[Literal["eager", "compiled"], ...] = ("eager", "compiled")
     """With and without torch.compile."""
+    parts: tuple[Literal["throughput", "overhead", "hotspots"], ...] = ("throughput", "overhead", "hotspots")
+    """What to measure; tables of --vocab-sizes besides."""
+    works: tuple[Literal["forward", "training"], ...] = ("forward", "training")
+    """What throughput is of."""
+    variants: tuple[Literal["retoken", "mort"], ...] = ("retoken", "mort")
+    """What is held to the plain backbone; one at a time where memory is short."""
     repeats: int = 8
     """Turns of each variant; quartiles over them are the spread."""
     steps: int = 4
@@ -63,9 +69,13 @@ class BenchTrain:
         with TemporaryDirectory(prefix="retoken-bench-") as folder:
             config = self._config(Path(folder))
             before = timing.machine(self.threads)
-            rates = bench.measure_throughput(config, modes=self.modes, steps=self.steps, repeats=self.repeats)
-            overheads = [bench.measure_overhead(run, segments=self.repeats + 2) for run in _variants(config)]
-            spots = {run.variant: bench.hotspots(run) for run in _variants(config)}
+            runs = _variants(config, self.variants)
+            rates = self._throughput(config) if "throughput" in self.parts else []
+            segments = self.repeats + 2
+            overheads = [
+                bench.measure_overhead(run, segments=segments) for run in runs if "overhead" in self.parts
+            ]
+            spots = {run.variant: bench.hotspots(run) for run in runs if "hotspots" in self.parts}
             grown = self._growth(config)
         found = {
             "machine": before | {"load_after": timing.machine()["load"]},
@@ -84,12 +94,24 @@ class BenchTrain:
             print(f"machine: {found['machine']}")
         return 0
 
+    def _throughput(self, config: TrainConfig) -> list:
+        from retoken.train.bench import measure_throughput
+
+        return measure_throughput(
+            config,
+            works=self.works,
+            variants=("baseline", *self.variants),
+            modes=self.modes,
+            steps=self.steps,
+            repeats=self.repeats,
+        )
+
     def _growth(self, config: TrainConfig) -> list:
         from retoken.bench.growth import measure_growth
 
         if not self.vocab_sizes:
             return []
-        attached = [run for run in _variants(config) if run.variant != "baseline"]
+        attached = _variants(config, self.variants)[1:]
         return [
             growth
             for run in attached
@@ -130,17 +152,18 @@ def _builtin_store(folder: Path, vocab_size: int) -> Path:
     return folder / "store"
 
 
-def _variants(config: TrainConfig) -> list[TrainConfig]:
+def _variants(config: TrainConfig, names: Sequence[str]) -> list[TrainConfig]:
+    """The plain backbone, then the others."""
     import dataclasses
 
-    from retoken.train.bench import VARIANTS
-
-    return [dataclasses.replace(config, variant=name) for name in VARIANTS]  # pyright: ignore[reportArgumentType]
+    return [dataclasses.replace(config, variant=name) for name in ("baseline", *names)]  # pyright: ignore[reportArgumentType]
 
 
 def _show(console: Console, rates: Sequence, overheads: Sequence, spots: dict[str, list]) -> None:
-    console.print(_rate_table(rates))
-    console.print(_overhead_table(overheads))
+    if rates:
+        console.print(_rate_table(rates))
+    if overheads:
+        console.print(_overhead_table(overheads))
     for name, rows in spots.items():
         table = Table(
             "operator", "ms a step", "share", "calls", title=f"{name}: where a training step goes", box=None

@@ -194,22 +194,30 @@ def _clocks() -> tuple[float, float]:
 
 
 def measure_throughput(
-    config: TrainConfig, *, modes: Sequence[str] = ("eager", "compiled"), steps: int = 4, repeats: int = 8
+    config: TrainConfig,
+    *,
+    works: Sequence[str] = WORKS,
+    variants: Sequence[str] = VARIANTS,
+    modes: Sequence[str] = ("eager", "compiled"),
+    steps: int = 4,
+    repeats: int = 8,
 ) -> list[Throughput]:
     """Plain backbone, ReToken and MoRT, eager and compiled, in turns: forward and training.
 
     Args:
         config: Preset, data, batch and arithmetic; the variants get their default modulators.
+        works: "forward", "training" or both.
+        variants: The baseline and what is to be held to it.
         modes: "eager", "compiled" or both. Compilation itself is not timed.
         steps: Of one turn.
         repeats: Turns.
     """
     with open_world(config.device, config.threads) as world:
         store = setup.open_store(config)
-        pairs = [(mode, variant) for mode in modes for variant in VARIANTS]
+        pairs = [(mode, variant) for mode in modes for variant in variants]
         loops = {pair: BareLoop(_as(config, *pair), store, world) for pair in pairs}
         found: list[Throughput] = []
-        for work in WORKS:
+        for work in works:
             cases = {pair: functools.partial(_turn, loop, work, steps) for pair, loop in loops.items()}
             seconds = interleaved(cases, repeats=repeats, warmup=2)
             found += [_throughput(work, *pair, seconds, steps * config.tokens_per_step) for pair in pairs]
