@@ -19,6 +19,7 @@ from retoken.ops.row_update import (
     naive,
     noise_key,
     update_rows,
+    use_huge_pages,
 )
 from retoken.ops.row_update.noise import noise_bits, round_stochastically
 from retoken.testing import assert_close
@@ -354,3 +355,13 @@ def test_what_is_not_finite_stays_so():
     job.weight[:, 0] = values.bfloat16()
     update_rows([job])
     assert job.weight[:2, 0].tolist() == [math.inf, -math.inf] and job.weight[2, 0].isnan()
+
+
+def test_huge_pages_change_where_memory_lies_and_nothing_else():
+    x = torch.arange(3 << 20, dtype=torch.float32)
+    before, address = x.clone(), x.data_ptr()
+    use_huge_pages(x)
+    use_huge_pages(x[:5])
+    use_huge_pages(torch.empty(0))
+    use_huge_pages(torch.empty(3, device="meta"))
+    assert torch.equal(x, before) and x.data_ptr() == address

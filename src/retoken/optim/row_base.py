@@ -21,6 +21,7 @@ from retoken.ops.row_update import (
     bias_corrections,
     noise_key,
     update_rows,
+    use_huge_pages,
 )
 from retoken.optim.checks import check_gradient, check_rates, check_table, log_factor, named
 from retoken.optim.state import load_state, zeros
@@ -71,6 +72,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         self.seed = seed
         self.origins = dict(origins or {})
         self._lines: dict[tuple[float, float], Tensor] = {}
+        self._seen: set[nn.Parameter] = set()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -189,6 +191,9 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
     def _state_of(self, parameter: nn.Parameter, group: dict[str, Any]) -> dict[str, Tensor]:
         """The state of a table, with whatever is still missing of it."""
         state = self.state[parameter]
+        if parameter not in self._seen:
+            self._seen.add(parameter)
+            use_huge_pages(parameter.detach())
         rows = (parameter.shape[0],)
         missing = {"step": functools.partial(torch.zeros, ()), **self._moments(parameter)}
         if self.bias_correction == "row":

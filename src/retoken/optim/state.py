@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import mmap
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from retoken.errors import ConfigError
+from retoken.ops.row_update import untouched
 
 FROM_BYTES = 1 << 20
 """Smaller tensors gain nothing from pages of their own."""
@@ -26,13 +25,10 @@ def zeros_like_rows(parameter: nn.Parameter, shape: Iterable[int] | None = None)
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that take memory on a CPU page by page, as they are first written."""
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < FROM_BYTES or not hasattr(mmap, "MAP_PRIVATE"):
-        return torch.zeros(shape, dtype=dtype, device=device)
     # torch.zeros writes its zeros, and calloc may have memory to reuse, so it would, too.
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
+    pages = untouched(size) if device.type == "cpu" and size >= FROM_BYTES else None
+    if pages is None:
+        return torch.zeros(shape, dtype=dtype, device=device)
     return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 

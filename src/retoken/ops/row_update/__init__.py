@@ -9,6 +9,7 @@ import torch
 from retoken.ops.row_update import cpu, naive
 from retoken.ops.row_update.jobs import AdamRows, DecayRows, Noise, Rates, RowWiseRows, bias_corrections
 from retoken.ops.row_update.noise import noise_key
+from retoken.ops.row_update.pages import untouched, use_huge_pages
 
 __all__ = [
     "AdamRows",
@@ -18,7 +19,9 @@ __all__ = [
     "RowWiseRows",
     "bias_corrections",
     "noise_key",
+    "untouched",
     "update_rows",
+    "use_huge_pages",
 ]
 
 _NAIVE = {AdamRows: naive.adamw, RowWiseRows: naive.row_wise, DecayRows: naive.decay}
