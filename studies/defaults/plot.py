@@ -20,7 +20,7 @@ LABELS = {"retoken": "ReToken", "mort": "MoRT"}
 
 def read() -> list[dict[str, Any]]:
     """Rows of runs.csv, numbers as numbers."""
-    text = {"stage", "size", "variant", "norm"}
+    text = {"stage", "size", "variant", "norm", "table_optimizer"}
     with (HERE / "runs.csv").open(newline="") as file:
         return [{k: v if k in text else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
@@ -65,6 +65,29 @@ def confirm_table(rows: list[dict[str, Any]]) -> list[str]:
         gap = f"{statistics.mean(gaps):+.3f} ({min(gaps):+.3f} … {max(gaps):+.3f})" if gaps else "-"
         seeds = ", ".join(f"{loss:.3f}" for loss in losses)
         lines.append(f"| {size} | {variant} | {label} | {seeds} | {statistics.mean(losses):.3f} | {gap} |")
+    return lines
+
+
+def rows_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: row-sparse optimizers against dense AdamW from the same start at rate 5, seed by seed."""
+    dense = {
+        (r["size"], r["variant"], r["seed"]): r["val_loss"]
+        for r in rows
+        if r["stage"] == "confirm" and start(r) == "rms, s = 1, rate × 5"
+    }
+    groups = defaultdict(list)
+    for row in rows:
+        if row["stage"] == "rows":
+            groups[row["size"], row["variant"], row["table_optimizer"], row["table_lr_mult"]].append(row)
+    lines = [
+        "| size | variant | tables trained by | rate | held-out loss, seeds | against dense at 5 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (size, variant, optimizer, rate), some in sorted(groups.items()):
+        some.sort(key=lambda row: row["seed"])
+        gaps = ", ".join(f"{r['val_loss'] - dense[size, variant, r['seed']]:+.3f}" for r in some)
+        losses = ", ".join(f"{r['val_loss']:.3f}" for r in some)
+        lines.append(f"| {size} | {variant} | {optimizer} | {rate:g} | {losses} | {gaps} |")
     return lines
 
 
@@ -156,7 +179,7 @@ def main() -> None:
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "defaults.svg", metadata={"Date": None})
-    print("\n".join([*confirm_table(rows), "", *screen_table(rows)]))
+    print("\n".join([*confirm_table(rows), "", *screen_table(rows), "", *rows_table(rows)]))
 
 
 if __name__ == "__main__":
