@@ -207,7 +207,7 @@ def _sum_of_squares(grad, i, part):
 def _lead_and_ahead(weight):
     """How many rows ahead to ask, and for how many bytes: short rows are over before memory has answered."""
     row = weight.size // weight.shape[0] * weight.itemsize
-    return 1 + 2 * AHEAD // row, min(row, AHEAD)
+    return 2 + 2 * AHEAD // row, min(row, AHEAD)
 
 
 @_compiled
