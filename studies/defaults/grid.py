@@ -116,7 +116,6 @@ def confirm() -> list[Trial]:
 ROW_SPARSE: dict[str, dict[str, Any]] = {
     "touched rows, rate 5": {"table_optimizer": "row_adamw", "table_lr_mult": 5.0},
     "touched rows, rate 20": {"table_optimizer": "row_adamw", "table_lr_mult": 20.0},
-    "touched rows, rate 2": {"table_optimizer": "row_adamw", "table_lr_mult": 2.0},
     "one state a row, rate 5": {"table_optimizer": "row_wise", "table_lr_mult": 5.0},
 }
 """The same start trained by the rows a batch touches, against dense AdamW at rate 5 of stage "confirm"."""
