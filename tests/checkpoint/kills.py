@@ -9,6 +9,7 @@ of a job that nobody disturbed. Prints a row a kill, and fails at the first thin
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -54,10 +55,13 @@ class Job:
         found = self._names(r"step-(\d+)")
         return max((int(step) for step in found), default=-1)
 
-    @property
-    def saving(self) -> bool:
-        """Whether a checkpoint is being written."""
-        return bool(self._names(r"\.step-(\d+)\.partial"))
+    def saves_since(self, there: float) -> bool:
+        """Whether a checkpoint is being written that was begun since then: the dead leave such folders."""
+        for step in self._names(r"\.step-(\d+)\.partial"):
+            with contextlib.suppress(FileNotFoundError):
+                if (self.out / "checkpoints" / f".step-{step}.partial").stat().st_mtime > there:
+                    return True
+        return False
 
     def _names(self, pattern: str) -> list[str]:
         folder = self.out / "checkpoints"
@@ -164,7 +168,7 @@ class Killer:
             job.wait("processes", lambda: len(job.ranks()) == job.processes)
             there = time.time()
             if len(self.kills) % 2:
-                job.wait("a save", lambda: job.saving, pause=0.0005)
+                job.wait("a save", functools.partial(job.saves_since, there), pause=0.0005)
             else:
                 due = time.monotonic() + self.chance.uniform(0, self.longest)
                 job.wait("its time", functools.partial(_is_past, due))
@@ -176,7 +180,9 @@ class Killer:
         if job.over or len(ranks) < job.processes or (job.out / "result.json").exists():
             return
         rank = self.chance.choice(sorted(ranks))
-        moment = "saving" if job.saving else "training" if job.trained_since(there) else "starting"
+        moment = (
+            "saving" if job.saves_since(there) else "training" if job.trained_since(there) else "starting"
+        )
         kill = Kill(number, rank, moment, job.newest)
         fell = time.monotonic()
         os.kill(ranks[rank], signal.SIGKILL)

@@ -138,7 +138,7 @@ def test_bfloat16_rows_stay_bfloat16_and_another_type_is_refused_in_training(tra
     again, _ = fresh(path)
     with pytest.raises(CheckpointError, match=r"table is torch.bfloat16; expected torch.float32"):
         Restorer(read(path)).model(again)
-    Restorer(read(path)).model(again, exact=False)
+    Restorer(read(path)).model(again, to_train=False)
     ours, theirs = (m.retoken.layers["1"].table.weight for m in (model, again))
     assert theirs.dtype == torch.float32 and torch.equal(ours.float(), theirs)
 

@@ -56,5 +56,5 @@ def load_model(path: Path) -> PreTrainedModel:
         CheckpointError: A file is missing or broken, or does not fit the description.
     """
     found, model = checked(path), build_model(path)
-    Restorer(found).model(model, exact=False)
+    Restorer(found).model(model, to_train=False)
     return model

@@ -21,6 +21,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from retoken.checkpoint.build import build_model, described
+from retoken.checkpoint.decay import settled_rows
 from retoken.checkpoint.files import atomic_folder, writing
 from retoken.checkpoint.folders import Checkpoint
 from retoken.checkpoint.index import TensorFiles
@@ -148,7 +149,7 @@ class _Writer:
     def _parts(self, name: str) -> Iterable[Tensor]:
         source = self.sources[name]
         if source.straight:
-            parts: Iterable[Tensor] = self.files.rows(pinned(source.parameter))
+            parts: Iterable[Tensor] = settled_rows(self.files, pinned(source.parameter))
         else:
             parts = [self.converted(source.parameter)[name].contiguous()]
         for part in parts:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from retoken.checkpoint.chunks import Canonical, Chunk, canonical_chunk, of_dtensor, rows_of, whole
+from retoken.checkpoint.decay import settled_rows, waits
 from retoken.checkpoint.drive import load_chunks
 from retoken.checkpoint.folders import Checkpoint
 from retoken.checkpoint.index import Index
@@ -32,15 +33,15 @@ class Restorer:
         self.world_size = found.world_size
         self.canonical, self.peers = canonical or {}, peers or Peers()
 
-    def model(self, model: nn.Module, *, exact: bool = True) -> None:
+    def model(self, model: nn.Module, *, to_train: bool = True) -> None:
         """Every parameter and saved buffer, in place.
 
         Args:
             model: Built as it was trained; its values do not matter.
-            exact: Whether another dtype is an error, or converted to the model's.
+            to_train: As training left them. Or as a reader wants them: in the model's types, and decayed.
 
         Raises:
-            CheckpointError: A tensor is missing, unknown, misshapen or of another type.
+            CheckpointError: A tensor is missing, unknown, misshapen or, to train, of another type.
         """
         lives = list(model_tensors(model))
         check_names(
@@ -48,11 +49,13 @@ class Restorer:
         )
         for live in lives:
             found = self.files.index[live.key].spec.dtype
-            if exact and found != live.tensor.dtype:
+            if to_train and found != live.tensor.dtype:
                 raise CheckpointError(f"{self.path}: {live.key} is {found}; expected {live.tensor.dtype}")
         here: dict[str, Chunk] = {}
         for live in lives:
-            if live.owner not in self.canonical:
+            if not to_train and waits(self.files, live.key):
+                self._settled(live.key, live.tensor)
+            elif live.owner not in self.canonical:
                 here |= _in_place(live.key, live.tensor)
         self._read(here)
         for live in lives:
@@ -104,6 +107,12 @@ class Restorer:
             raise CheckpointError(
                 f"{self.path}: {key} is {list(spec.shape)}; the parameter it belongs to is {list(shape)}"
             )
+
+    def _settled(self, key: str, whole: Tensor) -> None:
+        first = 0
+        for block in settled_rows(self.files, key):
+            whole[first : first + len(block)] = block
+            first += len(block)
 
     def _rows(self, key: str, layout: Canonical, like: Tensor) -> Tensor:
         """One divided tensor; one at a time, so that its rows are the only copy."""

@@ -175,9 +175,6 @@ def restore(run: Run) -> None:
 def save(run: Run) -> None:
     """Begin a checkpoint of this step; it is written while the next steps are done."""
     with run.log.clock.paused(run.world.device):
-        settle_all = getattr(run.optimizer, "settle_all", None)
-        if settle_all is not None:
-            settle_all()  # what is saved may be read by who knows nothing of decay that waits
         run.saving.save(run.step, {"reader": run.reader.state_dict(), "log": run.log.state()})
 
 

@@ -18,6 +18,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from retoken.errors import TrainingError
 
 _PAUSE = 0.05
+_START = timedelta(minutes=10)
+"""How long to wait at least: hosts come up at different speeds."""
 
 
 def has_old_store() -> bool:
@@ -32,6 +34,7 @@ def meet_again(timeout: timedelta) -> tuple[Store, int, int]:
         TrainingError: Not all of them came in time.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    timeout = max(timeout, _START)
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, size, is_master=False, timeout=timeout)  # pyright: ignore
     return PrefixStore(agree(store, rank, size, timeout), store), rank, size
