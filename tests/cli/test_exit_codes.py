@@ -24,7 +24,7 @@ def test_help_of_every_verb(cli: Cli, verb: str) -> None:
     code, out, err = cli(verb, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: retoken {verb}")
-    options = re.findall(r"^[ │]*(--[a-z][\w.-]*)", out, flags=re.MULTILINE)
+    options = re.findall(r"^[ │]*(?:-\w, )?(--[a-z][\w.-]*)", out, flags=re.MULTILINE)
     assert options, out
 
 

@@ -125,7 +125,7 @@ def test_a_stopped_process_leaves_no_child_and_is_continued(make, contents, json
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def _wait(done, seconds: float = 60) -> None:
+def _wait(done, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, "waited in vain"
