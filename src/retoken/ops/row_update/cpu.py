@@ -55,33 +55,30 @@ def _work(job: Job) -> Work:
 def _adamw(job: AdamRows) -> Callable[[int, int], None]:
     from retoken.ops.row_update import kernel
 
-    kernels, row = (kernel.adamw_float32, kernel.adamw_bfloat16), (job.weight[0].numel(),)
     tensors = (job.weight, job.exp_avg, job.exp_avg_sq, job.grad.contiguous())
-    return _bound(kernels, job.noise, row, *(_rows(x, *row) for x in tensors), *_row_factors(job))
+    kernels = kernel.adamw_float32, kernel.adamw_bfloat16
+    return _bound(kernels, job.noise, *(_rows(x, job) for x in tensors), *_row_factors(job))
 
 
 def _row_wise(job: RowWiseRows) -> Callable[[int, int], None]:
     from retoken.ops.row_update import kernel
 
-    kernels, mean_sq = (kernel.row_wise_float32, kernel.row_wise_bfloat16), _rows(job.mean_sq, -1)
-    row = (mean_sq.shape[1], job.weight.shape[-1])
-    shape = row if job.noise is None else (job.weight[0].numel(),)
-    weight, grad = _rows(job.weight, *shape), _rows(job.grad.contiguous(), *shape)
-    return _bound(kernels, job.noise, row, weight, mean_sq, grad, *_row_factors(job))
+    weight, grad = _rows(job.weight, job), _rows(job.grad.contiguous(), job)
+    mean_sq = job.mean_sq.view(job.mean_sq.shape[0], -1).numpy()
+    kernels = kernel.row_wise_float32, kernel.row_wise_bfloat16
+    return _bound(kernels, job.noise, weight, mean_sq, grad, *_row_factors(job))
 
 
 def _decay(job: DecayRows) -> Callable[[int, int], None]:
     from retoken.ops.row_update import kernel
 
-    kernels, row = (kernel.decay_float32, kernel.decay_bfloat16), (job.weight[0].numel(),)
     ids, settled = job.ids_R.contiguous().numpy(), job.settled_V.numpy()
-    return _bound(kernels, job.noise, row, _rows(job.weight, *row), ids, settled, job.log_decay)
+    kernels = kernel.decay_float32, kernel.decay_bfloat16
+    return _bound(kernels, job.noise, _rows(job.weight, job), ids, settled, job.log_decay)
 
 
-def _bound(
-    kernels: tuple[Any, Any], noise: Noise | None, row: tuple[int, ...], *arguments: Any
-) -> Callable[[int, int], None]:
-    """The kernel of the weight's type with all but the range; `row` is a row's shape in its arithmetic."""
+def _bound(kernels: tuple[Any, Any], noise: Noise | None, *arguments: Any) -> Callable[[int, int], None]:
+    """The kernel of the weight's type with all but the range."""
     if noise is None:
         return functools.partial(kernels[0], *arguments)
     from retoken.ops.row_update.kernel import scratch
@@ -89,7 +86,7 @@ def _bound(
     place = np.array([noise.first_row, noise.row_stride, noise.first_column], np.int64)
 
     def update(start: int, stop: int) -> None:
-        kernels[1](*arguments, np.uint64(noise.key), place, scratch(row), start, stop)
+        kernels[1](*arguments, np.uint64(noise.key), place, scratch(), start, stop)
 
     return update
 
@@ -105,7 +102,7 @@ def _numbers(rates: Rates) -> np.ndarray:
     return np.array([rates.lr, rates.beta1, rates.beta2, rates.eps], np.float64)
 
 
-def _rows(x: Tensor, *row: int) -> np.ndarray:
-    """[V, *row] over the tensor's own memory; bfloat16, which numpy lacks, as its bits."""
-    rows = x.detach().view(x.shape[0], *row)
+def _rows(x: Tensor, job: Job) -> np.ndarray:
+    """[V, N] over the tensor's own memory; bfloat16, which numpy lacks, as its bits."""
+    rows = x.detach().view(x.shape[0], job.weight[0].numel())
     return rows.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else rows.numpy()

@@ -28,8 +28,11 @@ INFINITY, QUIET = 0x7F800000, 0x400000
 """Bits of float32: infinity, above which is NaN; and what keeps a NaN one when its low half is cut."""
 LINE = 64
 """Bytes of a cache line."""
-AHEAD = 1024
-"""Bytes of a row that are asked for early; once a row is being read, the processor itself looks ahead."""
+AHEAD = 2048
+"""Bytes, about, that are asked for before they are needed; at least a row."""
+CHUNK = 256
+"""Numbers computed between two rounds of asking for as many of the next row: the processor itself looks ahead
+within a row, not beyond it."""
 
 
 def _compiled(function=None, **options):
@@ -66,26 +69,29 @@ def _prefetch(typing, array, row, byte):
     return signature, generate
 
 
-def scratch(row: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """A thread's own row in float32, [1, *row], and as bits, [1, N]: of the weight, and of the gradient."""
-    w, g = np.empty((1, *row), F32), np.empty((1, *row), F32)
-    return w, w.view(U32).reshape(1, -1), g, g.view(U32).reshape(1, -1)
+def scratch() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A thread's own chunk in float32 and as bits, twice: of the weight, and of the gradient."""
+    w, g = np.empty(CHUNK, F32), np.empty(CHUNK, F32)
+    return w, w.view(U32), g, g.view(U32)
 
 
 @_compiled
 def adamw_float32(weight, first, second, grad, ids, touches, lines, settled, log_decay, rates, start, stop):
     """`naive.adamw` for [V, N] float32, rows ids[start:stop]."""
-    lead, ahead = _lead_and_ahead(weight)
+    lead, width, beta2, eps = _lead(weight), weight.shape[1], F32(rates[2]), F32(rates[3])
+    rest1, rest2 = F32(1 - rates[1]), F32(1 - rates[2])
     for i in range(start, stop):
-        r = ids[i]
-        if i + lead < stop:
-            for byte in range(0, ahead, LINE):
-                _prefetch(weight, ids[i + lead], byte)
-                _prefetch(first, ids[i + lead], byte)
-                _prefetch(second, ids[i + lead], byte)
-        step, root = _step_and_root(r, touches, lines, rates)
-        factor = _decay_factor(r, settled, log_decay)
-        _adamw_row(weight, r, first, second, r, grad, i, step, root, factor, rates)
+        r, ahead = ids[i], ids[min(i + lead, stop - 1)]
+        step, root = _step_and_root(r, ahead, touches, lines, rates)
+        factor = _decay_factor(r, ahead, settled, log_decay)
+        for c in range(0, width, CHUNK):
+            e = min(c + CHUNK, width)
+            for byte in range(4 * c, 4 * e, LINE):
+                _prefetch(weight, ahead, byte * weight.itemsize // 4)
+                _prefetch(first, ahead, byte)
+                _prefetch(second, ahead, byte)
+            w, g = weight[r, c:e], grad[i, c:e]
+            _adamw(w, first[r, c:e], second[r, c:e], g, step, root, factor, beta2, rest1, rest2, eps)
 
 
 @_compiled
@@ -94,34 +100,42 @@ def adamw_bfloat16(
 ):
     """The same for bfloat16 weights and gradients as uint16, rounded stochastically; `wide`: `scratch`."""
     w, w_bits, g, g_bits = wide
-    lead, ahead = _lead_and_ahead(weight)
+    lead, width, beta2, eps = _lead(weight), weight.shape[1], F32(rates[2]), F32(rates[3])
+    rest1, rest2 = F32(1 - rates[1]), F32(1 - rates[2])
     for i in range(start, stop):
-        r = ids[i]
-        if i + lead < stop:
-            for byte in range(0, ahead, LINE):
-                _prefetch(weight, ids[i + lead], byte)
-                _prefetch(first, ids[i + lead], byte)
-                _prefetch(second, ids[i + lead], byte)
-        step, root = _step_and_root(r, touches, lines, rates)
-        factor = _decay_factor(r, settled, log_decay)
-        _widen(weight, r, w_bits)
-        _widen(grad, i, g_bits)
-        _adamw_row(w, 0, first, second, r, g, 0, step, root, factor, rates)
-        _round_row(w_bits, weight, r, _row_key(key, r, place), place[2])
+        r, ahead = ids[i], ids[min(i + lead, stop - 1)]
+        step, root = _step_and_root(r, ahead, touches, lines, rates)
+        factor, row_key = _decay_factor(r, ahead, settled, log_decay), _row_key(key, r, place)
+        for c in range(0, width, CHUNK):
+            e = min(c + CHUNK, width)
+            for byte in range(4 * c, 4 * e, LINE):
+                _prefetch(weight, ahead, byte * weight.itemsize // 4)
+                _prefetch(first, ahead, byte)
+                _prefetch(second, ahead, byte)
+            _widen(weight[r, c:e], w_bits)
+            _widen(grad[i, c:e], g_bits)
+            m, v = first[r, c:e], second[r, c:e]
+            _adamw(w[: e - c], m, v, g, step, root, factor, beta2, rest1, rest2, eps)
+            _round(w_bits, weight[r, c:e], row_key, place[2] + c)
 
 
 @_compiled
 def row_wise_float32(weight, mean_sq, grad, ids, touches, lines, settled, log_decay, rates, start, stop):
-    """`naive.row_wise` for [V, P, D] float32 with [V, P] states, rows ids[start:stop]."""
-    lead, ahead = _lead_and_ahead(weight)
+    """`naive.row_wise` for [V, N] float32 with [V, P] states of N / P numbers each, rows ids[start:stop]."""
+    lead, width = _lead(weight), weight.shape[1] // mean_sq.shape[1]
     for i in range(start, stop):
-        r = ids[i]
-        if i + lead < stop:
-            for byte in range(0, ahead, LINE):
-                _prefetch(weight, ids[i + lead], byte)
-        step, root = _step_and_root(r, touches, lines, rates)
-        factor = _decay_factor(r, settled, log_decay)
-        _row_wise_row(weight, r, mean_sq, r, grad, i, step, root, factor, rates)
+        r, ahead = ids[i], ids[min(i + lead, stop - 1)]
+        step, root = _step_and_root(r, ahead, touches, lines, rates)
+        factor = _decay_factor(r, ahead, settled, log_decay)
+        for part in range(mean_sq.shape[1]):
+            begin, end = part * width, (part + 1) * width
+            square = _sum_of_squares(grad[i, begin:end])
+            scale = _row_wise_scale(mean_sq, r, part, square / F32(width), step, root, rates)
+            for c in range(begin, end, CHUNK):
+                e = min(c + CHUNK, end)
+                for byte in range(c * weight.itemsize, e * weight.itemsize, LINE):
+                    _prefetch(weight, ahead, byte)
+                _subtract(weight[r, c:e], grad[i, c:e], scale, factor)
 
 
 @_compiled
@@ -130,18 +144,27 @@ def row_wise_bfloat16(
 ):
     """The same for bfloat16 weights and gradients as uint16, rounded stochastically; `wide`: `scratch`."""
     w, w_bits, g, g_bits = wide
-    lead, ahead = _lead_and_ahead(weight)
+    lead, width = _lead(weight), weight.shape[1] // mean_sq.shape[1]
     for i in range(start, stop):
-        r = ids[i]
-        if i + lead < stop:
-            for byte in range(0, ahead, LINE):
-                _prefetch(weight, ids[i + lead], byte)
-        step, root = _step_and_root(r, touches, lines, rates)
-        factor = _decay_factor(r, settled, log_decay)
-        _widen(weight, r, w_bits)
-        _widen(grad, i, g_bits)
-        _row_wise_row(w, 0, mean_sq, r, g, 0, step, root, factor, rates)
-        _round_row(w_bits, weight, r, _row_key(key, r, place), place[2])
+        r, ahead = ids[i], ids[min(i + lead, stop - 1)]
+        step, root = _step_and_root(r, ahead, touches, lines, rates)
+        factor, row_key = _decay_factor(r, ahead, settled, log_decay), _row_key(key, r, place)
+        for part in range(mean_sq.shape[1]):
+            begin, end = part * width, (part + 1) * width
+            square = F32(0)
+            for c in range(begin, end, CHUNK):
+                e = min(c + CHUNK, end)
+                _widen(grad[i, c:e], g_bits)
+                square += _sum_of_squares(g[: e - c])
+            scale = _row_wise_scale(mean_sq, r, part, square / F32(width), step, root, rates)
+            for c in range(begin, end, CHUNK):
+                e = min(c + CHUNK, end)
+                for byte in range(c * weight.itemsize, e * weight.itemsize, LINE):
+                    _prefetch(weight, ahead, byte)
+                _widen(weight[r, c:e], w_bits)
+                _widen(grad[i, c:e], g_bits)
+                _subtract(w[: e - c], g, scale, factor)
+                _round(w_bits, weight[r, c:e], row_key, place[2] + c)
 
 
 @_compiled
@@ -150,88 +173,90 @@ def decay_float32(weight, ids, settled, log_decay, start, stop):
     for i in range(start, stop):
         r = ids[i]
         if settled[r] != log_decay:
-            factor = _decay_factor(r, settled, log_decay)
+            factor = _decay_factor(r, r, settled, log_decay)
             for j in range(weight.shape[1]):
                 weight[r, j] = factor * weight[r, j]
 
 
 @_compiled
 def decay_bfloat16(weight, ids, settled, log_decay, key, place, wide, start, stop):
-    """The same for bfloat16 weights as uint16, stochastically rounded; `wide` is a `scratch`."""
+    """The same for bfloat16 weights as uint16, rounded stochastically; `wide`: `scratch`."""
     w, w_bits, _, _ = wide
     for i in range(start, stop):
         r = ids[i]
         if settled[r] != log_decay:
-            factor = _decay_factor(r, settled, log_decay)
-            _widen(weight, r, w_bits)
-            for j in range(w.shape[1]):
-                w[0, j] = factor * w[0, j]
-            _round_row(w_bits, weight, r, _row_key(key, r, place), place[2])
+            factor, row_key = _decay_factor(r, r, settled, log_decay), _row_key(key, r, place)
+            for c in range(0, weight.shape[1], CHUNK):
+                e = min(c + CHUNK, weight.shape[1])
+                _widen(weight[r, c:e], w_bits)
+                for j in range(e - c):
+                    w[j] = factor * w[j]
+                _round(w_bits, weight[r, c:e], row_key, place[2] + c)
 
 
 @_compiled
-def _adamw_row(weight, at, first, second, r, grad, i, step, root, factor, rates):
-    beta2, eps = F32(rates[2]), F32(rates[3])
-    rest1, rest2 = F32(1 - rates[1]), F32(1 - rates[2])
-    for j in range(weight.shape[1]):
-        x = grad[i, j]
-        m = first[r, j] + rest1 * (x - first[r, j])
-        v = beta2 * second[r, j] + rest2 * x * x
-        first[r, j] = m
-        second[r, j] = v
-        weight[at, j] = factor * weight[at, j] - step * m / (math.sqrt(v) * root + eps)
+def _adamw(w, m, v, g, step, root, factor, beta2, rest1, rest2, eps):
+    for j in range(w.shape[0]):
+        x = g[j]
+        first = m[j] + rest1 * (x - m[j])
+        second = beta2 * v[j] + rest2 * x * x
+        m[j] = first
+        v[j] = second
+        w[j] = factor * w[j] - step * first / (math.sqrt(second) * root + eps)
 
 
 @_compiled
-def _row_wise_row(weight, at, mean_sq, r, grad, i, step, root, factor, rates):
-    beta2, rest2, eps = F32(rates[2]), F32(1 - rates[2]), F32(rates[3])
-    width = weight.shape[2]
-    for part in range(weight.shape[1]):
-        v = beta2 * mean_sq[r, part] + rest2 * (_sum_of_squares(grad, i, part) / F32(width))
-        mean_sq[r, part] = v
-        scale = step / (math.sqrt(v) * root + eps)
-        for j in range(width):
-            weight[at, part, j] = factor * weight[at, part, j] - scale * grad[i, part, j]
+def _row_wise_scale(mean_sq, r, part, mean, step, root, rates):
+    v = F32(rates[2]) * mean_sq[r, part] + F32(1 - rates[2]) * mean
+    mean_sq[r, part] = v
+    return step / (math.sqrt(v) * root + F32(rates[3]))
+
+
+@_compiled
+def _subtract(w, g, scale, factor):
+    for j in range(w.shape[0]):
+        w[j] = factor * w[j] - scale * g[j]
 
 
 @_compiled(fastmath={"reassoc"})
-def _sum_of_squares(grad, i, part):
+def _sum_of_squares(x):
     """In vector lanes, which is another order than left to right."""
     total = F32(0)
-    for j in range(grad.shape[2]):
-        total += grad[i, part, j] * grad[i, part, j]
+    for j in range(x.shape[0]):
+        total += x[j] * x[j]
     return total
 
 
 @_compiled
-def _lead_and_ahead(weight):
-    """How many rows ahead to ask, and for how many bytes: short rows are over before memory has answered."""
-    row = weight.size // weight.shape[0] * weight.itemsize
-    return 2 + 2 * AHEAD // row, min(row, AHEAD)
+def _lead(weight):
+    """How many rows ahead to ask: short rows are over before memory has answered."""
+    return 1 + AHEAD // (weight.shape[1] * weight.itemsize)
 
 
 @_compiled
-def _step_and_root(r, touches, lines, rates):
+def _step_and_root(r, ahead, touches, lines, rates):
     line = 0
     if touches.shape[0] > 0:
+        _prefetch(touches, ahead, 0)
         line = min(touches[r], lines.shape[0] - 1)
         touches[r] += 1
     return F32(rates[0] * lines[line, 0]), F32(lines[line, 1])
 
 
 @_compiled
-def _decay_factor(r, settled, log_decay):
+def _decay_factor(r, ahead, settled, log_decay):
     factor = F32(1)
     if settled.shape[0] > 0:
+        _prefetch(settled, ahead, 0)
         factor = F32(math.exp(log_decay - settled[r]))
         settled[r] = log_decay
     return factor
 
 
 @_compiled
-def _widen(narrow, row, bits):
-    for j in range(bits.shape[1]):
-        bits[0, j] = U32(narrow[row, j]) << U32(16)
+def _widen(narrow, bits):
+    for j in range(narrow.shape[0]):
+        bits[j] = U32(narrow[j]) << U32(16)
 
 
 @_compiled
@@ -243,15 +268,15 @@ def _row_key(key, r, place):
 
 
 @_compiled
-def _round_row(bits, weight, r, key, first_column):
+def _round(bits, row, key, first_column):
     """`noise.round_stochastically` with `noise.noise_bits`."""
     low, high = U32(key & U64(0xFFFFFFFF)), U32(key >> U64(32))
-    for j in range(bits.shape[1]):
+    for j in range(row.shape[0]):
         x = U32(U32(j + first_column) * GOLDEN32 + low)
         x = U32(U32(x ^ U32(x >> U32(16))) * MIX32_A) ^ high
         x = U32(U32(x ^ U32(x >> U32(15))) * MIX32_B)
-        size = U32(bits[0, j] & U32(0x7FFFFFFF))
+        size = U32(bits[j] & U32(0x7FFFFFFF))
         drawn = U32(x >> U32(16)) if size < U32(INFINITY) else U32(0)
-        rounded = U32(bits[0, j] + drawn)
+        rounded = U32(bits[j] + drawn)
         rounded = U32(rounded | U32(QUIET)) if size > U32(INFINITY) else rounded
-        weight[r, j] = U16(rounded >> U32(16))
+        row[j] = U16(rounded >> U32(16))
