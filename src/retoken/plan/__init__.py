@@ -4,7 +4,7 @@ from retoken.plan import fit, memory, traffic, work
 from retoken.plan.choose import Candidate, Choice, choose
 from retoken.plan.clock import Machine, Time, step_time
 from retoken.plan.frequency import Frequencies, fit_zipf
-from retoken.plan.job import Job, work_of
+from retoken.plan.job import Job, naive_work, work_of
 from retoken.plan.predict import Outlook, Plan, plan
 from retoken.plan.shape import Batch, Grid, Tables, grids
 from retoken.plan.work import Work
@@ -27,6 +27,7 @@ __all__ = [
     "fit_zipf",
     "grids",
     "memory",
+    "naive_work",
     "plan",
     "step_time",
     "traffic",

@@ -11,6 +11,7 @@ from retoken.plan.choose import Candidate, emp_ranks, step_traffic
 from retoken.plan.clock import Machine
 from retoken.plan.frequency import Frequencies
 from retoken.plan.shape import Batch, Grid, Tables, require
+from retoken.plan.traffic import dense_all_reduce
 from retoken.plan.work import Work
 from retoken.presets import Backbone
 
@@ -95,6 +96,19 @@ def work_of(job: Job, grid: Grid, option: str) -> Work:
         tables, grid, option, job.batch, job.frequencies, job.forwards, job.activation_checkpointing
     )
     return work_with_tables(job, tables, Candidate(grid=grid, option=option, traffic=moved))
+
+
+def naive_work(job: Job) -> Work:
+    """Of the ladder's first rung: replicated tables, dense gradients all-reduced, dense AdamW."""
+    tables, ranks = job.tables, job.batch.ranks
+    if tables is None:
+        return base_work(job, with_tables=False)
+    dense = dense_all_reduce(tables, ranks)
+    slow = work.with_dense_tables(base_work(job, with_tables=True), dense, ranks)
+    local = work.table_bytes(
+        tables, Grid(), job.batch, job.frequencies, optimizer="adamw", option="early", ranks=1
+    )
+    return work.add(slow, memory_bytes=local)
 
 
 def base_work(job: Job, *, with_tables: bool) -> Work:

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from retoken.plan import memory as mem
-from retoken.plan import traffic, work
+from retoken.plan import traffic
 from retoken.plan.choose import Candidate, Choice, choose, emp_ranks, step_traffic
 from retoken.plan.clock import Time, overhead, step_time
 from retoken.plan.flow import Flow
-from retoken.plan.job import Job, base_work, work_with_tables
+from retoken.plan.job import Job, base_work, naive_work, work_with_tables
 from retoken.plan.memory import Memory
 from retoken.plan.shape import Grid, Tables
 from retoken.plan.work import Work
@@ -192,15 +192,11 @@ def _naive(job: Job, tables: Tables, base: Work) -> Outlook:
     """Replicated tables, dense gradients all-reduced behind the backward pass, dense AdamW."""
     ranks, whole = job.batch.ranks, Grid()
     dense = traffic.dense_all_reduce(tables, ranks)
-    slow = work.with_dense_tables(base_work(job, with_tables=True), dense, ranks)
-    local = work.table_bytes(
-        tables, whole, job.batch, job.frequencies, optimizer="adamw", option="early", ranks=1
-    )
     return _judged(
         job,
         tables,
         base,
-        work.add(slow, memory_bytes=local),
+        naive_work(job),
         name="naive",
         grid=whole,
         optimizer="adamw",
