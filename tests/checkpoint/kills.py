@@ -169,6 +169,7 @@ class Killer:
             there = time.time()
             if len(self.kills) % 2:
                 job.wait("a save", functools.partial(job.saves_since, there), pause=0.0005)
+                time.sleep(self.chance.uniform(0, 0.03))  # begun, written, renamed, or the old ones deleted
             else:
                 due = time.monotonic() + self.chance.uniform(0, self.longest)
                 job.wait("its time", functools.partial(_is_past, due))
