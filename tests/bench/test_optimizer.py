@@ -37,7 +37,7 @@ def fake_fbgemm(tmp_path, monkeypatch):
         textwrap.dedent("""
             import json, sys
             print("noise of a library")
-            options = json.loads(sys.argv[1])
+            options = json.loads(sys.stdin.readline())
             names = [f"{kind} {vocab}" for vocab, _ in options["ids"] for kind in options["kinds"]]
             print(json.dumps({"ready": {"torch": "1", "fbgemm_gpu": "2"}}), flush=True)
             for line in sys.stdin:
@@ -49,12 +49,15 @@ def fake_fbgemm(tmp_path, monkeypatch):
 
 
 def work(vocab=131, rows=7):
-    return Work(vocab_size=vocab, width=33, ids_R=touched_rows(vocab, rows))
+    return Work(vocab_size=vocab, width=33, ids=touched_rows(vocab, rows))
 
 
-def test_touched_rows_are_sorted_unique_and_spread():
-    ids = touched_rows(1000, 100)
-    assert torch.equal(ids, ids.unique()) and len(ids) == 100 and ids[50] > 300
+@pytest.mark.parametrize(("vocab", "sets"), [(100, 1), (250, 2), (1000, 4)])
+def test_touched_rows_are_sorted_disjoint_and_spread(vocab, sets):
+    found = touched_rows(vocab, 100)
+    assert len(found) == sets and len(torch.cat(found).unique()) == sets * 100
+    for ids in found:
+        assert torch.equal(ids, ids.unique()) and vocab * 0.3 < ids[50] < vocab * 0.7
 
 
 @pytest.mark.parametrize("case", [*OURS, *PEERS], ids=lambda case: case.name)
@@ -63,16 +66,16 @@ def test_a_turn_moves_touched_rows_and_leaves_others(case, monkeypatch):
     made = []
     parameter = torch.nn.Parameter
     monkeypatch.setattr(torch.nn, "Parameter", lambda x: made.append(parameter(x)) or made[-1])
-    turn = case.build(work())
-    turn()
-    turn()
+    step = case.build(work())
+    step(0)
+    step(len(work().ids))
     moved = (made[0] != 0).any(1).nonzero()[:, 0]
-    assert torch.equal(moved, work().ids_R)
+    assert torch.equal(moved, work().ids[0])
 
 
 @pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.name)
 def test_streams_run(case):
-    case.build(work())()
+    case.build(work())(3)
 
 
 def test_ratios_and_bytes_by_hand():

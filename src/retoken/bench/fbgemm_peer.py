@@ -30,13 +30,13 @@ def build(kind, vocab, width, ids, steps):
         learning_rate=1e-3,
         pooling_mode=PoolingMode.NONE,
     )
-    offsets = torch.arange(len(ids) + 1)
-    gradient = torch.randn(len(ids), width)
+    offsets = torch.arange(len(ids[0]) + 1)
+    gradient = torch.randn(len(ids[0]), width)
 
     def turn():
         seconds = 0.0
-        for _ in range(steps):
-            out = table(ids, offsets)
+        for step in range(steps):
+            out = table(ids[step % len(ids)], offsets)
             started = time.perf_counter()
             out.backward(gradient)
             seconds += time.perf_counter() - started
@@ -48,13 +48,15 @@ def build(kind, vocab, width, ids, steps):
 
 def main():
     """Answer turns until the input ends."""
-    options = json.loads(sys.argv[1])
+    options = json.loads(sys.stdin.readline())
     torch.set_num_threads(options["threads"])
     try:
         import fbgemm_gpu
 
         turns = {
-            f"{kind} {vocab}": build(kind, vocab, options["width"], torch.tensor(ids), options["steps"])
+            f"{kind} {vocab}": build(
+                kind, vocab, options["width"], [torch.tensor(x) for x in ids], options["steps"]
+            )
             for vocab, ids in options["ids"]
             for kind in options["kinds"]
         }

@@ -13,12 +13,10 @@ from pathlib import Path
 import torch
 
 from retoken.bench.peer import PeerProcess
-from retoken.bench.updates import FBGEMM, OURS, PEERS, STREAMS, Work, touched_rows
+from retoken.bench.updates import FBGEMM, OURS, PEERS, STEPS, STREAMS, Step, Work, touched_rows
 from retoken.errors import ConfigError
 from retoken.train.timing import Spread, ratios
 
-STEPS = 4
-"""Steps of a turn."""
 FBGEMM_SCRIPT = Path(__file__).with_name("fbgemm_peer.py")
 
 
@@ -87,7 +85,7 @@ def measure(
         raise ConfigError(
             f"touched is {touched}; accepted: up to the smallest vocabulary, {min(vocab_sizes)}"
         )
-    works = [Work(vocab_size=v, width=width, ids_R=touched_rows(v, touched)) for v in sorted(vocab_sizes)]
+    works = [Work(vocab_size=v, width=width, ids=touched_rows(v, touched)) for v in sorted(vocab_sizes)]
     with ExitStack() as stack:
         cases = _our_cases(works)
         peer = _fbgemm(peer_python, works, cases, stack)
@@ -118,7 +116,7 @@ def _fbgemm(
         "width": works[0].width,
         "steps": STEPS,
         "kinds": list(FBGEMM),
-        "ids": [(work.vocab_size, work.ids_R.tolist()) for work in works],
+        "ids": [(work.vocab_size, [ids.tolist() for ids in work.ids]) for work in works],
     }
     process = stack.enter_context(PeerProcess(python, FBGEMM_SCRIPT, options))
     if process.failed:
@@ -131,11 +129,11 @@ def _fbgemm(
     )
 
 
-def _timed(turn: Callable[[], object]) -> float:
+def _timed(move: Step) -> float:
     """Seconds of a step, over some in a row: a model's tables are moved one after the other, too."""
     started = time.perf_counter()
-    for _ in range(STEPS):
-        turn()
+    for step in range(STEPS):
+        move(step)
     return (time.perf_counter() - started) / STEPS
 
 
@@ -161,7 +159,7 @@ def _summary(seconds: Seconds, works: Sequence[Work], peer: str) -> Measured:
         Rate(
             name=name,
             vocab_size=vocab,
-            rows_per_second=Spread.of([len(first.ids_R) / s for s in found]),
+            rows_per_second=Spread.of([first.touched / s for s in found]),
             gigabytes_per_second=size[name] * numbers / statistics.median(found) / 1e9,
             of_bandwidth=ratios([size[name] * numbers / s for s in found], fastest),
             growth=None if vocab == first.vocab_size else ratios(found, seconds[name, first.vocab_size]),
@@ -172,7 +170,7 @@ def _summary(seconds: Seconds, works: Sequence[Work], peer: str) -> Measured:
     ]
     return Measured(
         width=first.width,
-        touched=len(first.ids_R),
+        touched=first.touched,
         bandwidth=statistics.median(fastest) / 1e9,
         streams={name: statistics.median(found) / 1e9 for name, found in streams.items()},
         rates=rates,

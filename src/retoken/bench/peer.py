@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from pathlib import Path
@@ -12,23 +13,23 @@ from retoken.errors import ConfigError
 
 
 class PeerProcess:
-    """Starts `script` under `python` with one JSON argument; reads one JSON line a turn from it.
+    """Starts `script` under `python` and talks to it in lines.
 
-    The first line is {"ready": {...}} or {"failed": "why"}. Behind it, each line written to the script is a
-    turn, answered by {"seconds": ...}. Between turns the script waits for input, so it disturbs no one.
+    The first line it gets is its options in JSON, answered by {"ready": {...}} or {"failed": "why"}. Each
+    line behind that names a turn, answered by {"seconds": ...}. In between it waits, so it disturbs no one.
     """
 
     def __init__(self, python: Path, script: Path, options: dict[str, Any]) -> None:
         if not python.is_file():
             raise ConfigError(f"peer python is {python}, which does not exist; accepted: an interpreter")
         self._process = subprocess.Popen(
-            [str(python), str(script), json.dumps(options)],
+            [str(python), str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        first = self._read()
+        first = self._ask(json.dumps(options))
         self.failed: str | None = first.get("failed")
         """Why it cannot run; None where it can."""
         self.about: dict[str, Any] = first.get("ready", {})
@@ -36,10 +37,7 @@ class PeerProcess:
 
     def turn(self, what: str) -> float:
         """Seconds of one turn of `what`, by the script's own clock."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
-        return float(self._read()["seconds"])
+        return float(self._ask(what)["seconds"])
 
     def __enter__(self) -> PeerProcess:
         return self
@@ -51,8 +49,11 @@ class PeerProcess:
         with self._process:
             pass
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
