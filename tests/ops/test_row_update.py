@@ -1,6 +1,7 @@
 """Updates of touched rows: by hand, compiled against plain torch, and nothing written elsewhere."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -224,7 +225,7 @@ def test_compiled_equals_plain_torch_at_any_size(kind, dtype, vocab, inner, shar
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_change_no_bit(kind, dtype, monkeypatch):
-    monkeypatch.setattr(cpu, "BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(cpu, "BYTES_PER_CHUNK", 1)
     jobs = {n: [make(kind, dtype, seed=seed) for seed in range(3)] for n in (1, 2, 7)}
     for threads, several in jobs.items():
         cpu.run(several, threads)
@@ -237,11 +238,24 @@ def test_an_error_in_a_thread_is_raised():
     from retoken.ops.row_update.threads import divide
 
     def fail(start, stop):
-        if start > 0:
+        if start > 5:
             raise ValueError(f"rows {start} to {stop}")
 
-    with pytest.raises(ValueError, match="rows 5 to 10"):
-        divide([(10, fail)], 2)
+    with pytest.raises(ValueError, match="rows 6 to 8"):
+        divide([(8, 2, fail)], 2)
+
+
+def test_threads_do_every_row_once():
+    from retoken.ops.row_update.threads import divide
+
+    done = [[0] * 10, [0] * 7]
+
+    def count(which, start, stop):
+        for row in range(start, stop):
+            done[which][row] += 1
+
+    divide([(10, 3, functools.partial(count, 0)), (7, 2, functools.partial(count, 1)), (0, 1, count)], 3)
+    assert done == [[1] * 10, [1] * 7]
 
 
 @pytest.mark.parametrize("ids", [[-1, 2], [0, V]])

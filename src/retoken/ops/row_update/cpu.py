@@ -14,8 +14,8 @@ from retoken.ops.row_update.jobs import AdamRows, DecayRows, Noise, Rates, RowWi
 from retoken.ops.row_update.threads import Work, divide
 
 Job = AdamRows | RowWiseRows | DecayRows
-BYTES_PER_THREAD = 1 << 18
-"""Less is done sooner than another thread has started."""
+BYTES_PER_CHUNK = 1 << 18
+"""Of weights that a thread takes at a time; less is done sooner than another thread has started."""
 
 
 def takes(job: Job) -> bool:
@@ -35,8 +35,7 @@ def run(jobs: Sequence[Job], threads: int) -> None:
     """
     for job in jobs:
         _check_ids(job)
-    touched = sum(len(job.ids_R) * job.weight[0].nbytes for job in jobs)
-    divide([_work(job) for job in jobs], max(1, min(threads, touched // BYTES_PER_THREAD)))
+    divide([_work(job) for job in jobs], threads)
 
 
 def _check_ids(job: Job) -> None:
@@ -49,15 +48,17 @@ def _check_ids(job: Job) -> None:
 
 
 def _work(job: Job) -> Work:
-    return len(job.ids_R), {AdamRows: _adamw, RowWiseRows: _row_wise, DecayRows: _decay}[type(job)](job)
+    update = {AdamRows: _adamw, RowWiseRows: _row_wise, DecayRows: _decay}[type(job)](job)
+    return len(job.ids_R), max(1, BYTES_PER_CHUNK // job.weight[0].nbytes), update
 
 
 def _adamw(job: AdamRows) -> Callable[[int, int], None]:
     from retoken.ops.row_update import kernel
 
     tensors = (job.weight, job.exp_avg, job.exp_avg_sq, job.grad.contiguous())
-    kernels = kernel.adamw_float32, kernel.adamw_bfloat16
-    return _bound(kernels, job.noise, *(_rows(x, job) for x in tensors), *_row_factors(job))
+    return functools.partial(
+        kernel.adamw, *(_rows(x, job) for x in tensors), *_row_factors(job), *_noise(job)
+    )
 
 
 def _row_wise(job: RowWiseRows) -> Callable[[int, int], None]:
@@ -65,30 +66,21 @@ def _row_wise(job: RowWiseRows) -> Callable[[int, int], None]:
 
     weight, grad = _rows(job.weight, job), _rows(job.grad.contiguous(), job)
     mean_sq = job.mean_sq.view(job.mean_sq.shape[0], -1).numpy()
-    kernels = kernel.row_wise_float32, kernel.row_wise_bfloat16
-    return _bound(kernels, job.noise, weight, mean_sq, grad, *_row_factors(job))
+    return functools.partial(kernel.row_wise, weight, mean_sq, grad, *_row_factors(job), *_noise(job))
 
 
 def _decay(job: DecayRows) -> Callable[[int, int], None]:
     from retoken.ops.row_update import kernel
 
     ids, settled = job.ids_R.contiguous().numpy(), job.settled_V.numpy()
-    kernels = kernel.decay_float32, kernel.decay_bfloat16
-    return _bound(kernels, job.noise, _rows(job.weight, job), ids, settled, job.log_decay)
+    return functools.partial(kernel.decay, _rows(job.weight, job), ids, settled, job.log_decay, *_noise(job))
 
 
-def _bound(kernels: tuple[Any, Any], noise: Noise | None, *arguments: Any) -> Callable[[int, int], None]:
-    """The kernel of the weight's type with all but the range."""
-    if noise is None:
-        return functools.partial(kernels[0], *arguments)
-    from retoken.ops.row_update.kernel import scratch
-
+def _noise(job: Job) -> tuple[Any, ...]:
+    """Key and place; float32 rows, which are not rounded, have none."""
+    noise = job.noise or Noise(key=0)
     place = np.array([noise.first_row, noise.row_stride, noise.first_column], np.int64)
-
-    def update(start: int, stop: int) -> None:
-        kernels[1](*arguments, np.uint64(noise.key), place, scratch(), start, stop)
-
-    return update
+    return np.uint64(noise.key), place
 
 
 def _row_factors(job: AdamRows | RowWiseRows) -> tuple[Any, ...]:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 
-Work = tuple[int, Callable[[int, int], None]]
-"""How many rows, and what to do with rows start to stop. It must not hold Python's lock."""
+Work = tuple[int, int, Callable[[int, int], None]]
+"""How many rows, how many at a time, and what to do with rows start to stop, which drops Python's lock."""
 
 
 def divide(works: Sequence[Work], threads: int) -> None:
-    """Each thread does its share of every work; the caller is one of them. Exceptions are raised here."""
+    """Threads take chunks until none is left; the caller is one of them. The first exception is raised here.
 
-    def share(thread: int) -> None:
-        for rows, work in works:
-            start, stop = rows * thread // threads, rows * (thread + 1) // threads
-            if start < stop:
+    A thread that starts late, or has to share its core, takes fewer: nobody waits for a part it was given.
+    There are at most half as many threads as chunks.
+    """
+    chunks = [
+        (work, start, min(start + size, rows)) for rows, size, work in works for start in range(0, rows, size)
+    ]
+    left, errors = iter(chunks), []
+
+    def take() -> None:
+        try:
+            for work, start, stop in left:
                 work(start, stop)
+        except BaseException as error:
+            errors.append(error)
 
-    if threads == 1:
-        return share(0)
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(share, thread) for thread in range(1, threads)]
-        share(0)
+    others = [Thread(target=take) for _ in range(min(threads, len(chunks) // 2) - 1)]
     for other in others:
-        other.result()
+        other.start()
+    take()
+    for other in others:
+        other.join()
+    if errors:
+        raise errors[0]
