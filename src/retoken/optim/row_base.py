@@ -19,6 +19,7 @@ from retoken.ops.row_update import (
     Rates,
     RowWiseRows,
     bias_corrections,
+    is_small,
     noise_key,
     update_rows,
     use_huge_pages,
@@ -205,6 +206,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             if name not in state:
                 state[name] = make()
         return state
+
+    def _has_room(self) -> bool:
+        """Whether two moments of all tables may take whole huge pages, which makes updates faster."""
+        return is_small(sum(8 * parameter.numel() for parameter in self._parameters()))
 
     def _noise(self, parameter: nn.Parameter, use: int) -> Noise | None:
         if parameter.dtype != torch.bfloat16:

@@ -16,17 +16,22 @@ FROM_BYTES = 1 << 20
 """Smaller tensors gain nothing from pages of their own."""
 
 
-def zeros_like_rows(parameter: nn.Parameter, shape: Iterable[int] | None = None) -> Tensor:
+def zeros_like_rows(
+    parameter: nn.Parameter, shape: Iterable[int] | None = None, *, huge_pages: bool = False
+) -> Tensor:
     """Zeros in the type of a table's state; of its shape, or another."""
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    return zeros(tuple(parameter.shape if shape is None else shape), dtype, parameter.device)
+    shape = tuple(parameter.shape if shape is None else shape)
+    return zeros(shape, dtype, parameter.device, huge_pages=huge_pages)
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, huge_pages: bool = False
+) -> Tensor:
     """Zeros that take memory on a CPU page by page, as they are first written."""
     size = math.prod(shape) * dtype.itemsize
     # torch.zeros writes its zeros, and calloc may have memory to reuse, so it would, too.
-    pages = untouched(size) if device.type == "cpu" and size >= FROM_BYTES else None
+    pages = untouched(size, huge=huge_pages) if device.type == "cpu" and size >= FROM_BYTES else None
     if pages is None:
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

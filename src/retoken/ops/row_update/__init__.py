@@ -9,7 +9,7 @@ import torch
 from retoken.ops.row_update import cpu, naive
 from retoken.ops.row_update.jobs import AdamRows, DecayRows, Noise, Rates, RowWiseRows, bias_corrections
 from retoken.ops.row_update.noise import noise_key
-from retoken.ops.row_update.pages import untouched, use_huge_pages
+from retoken.ops.row_update.pages import is_small, untouched, use_huge_pages
 
 __all__ = [
     "AdamRows",
@@ -18,6 +18,7 @@ __all__ = [
     "Rates",
     "RowWiseRows",
     "bias_corrections",
+    "is_small",
     "noise_key",
     "untouched",
     "update_rows",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import sys
 
 from torch import Tensor
@@ -30,12 +31,22 @@ def use_huge_pages(x: Tensor) -> None:
         madvise(start, stop - start, advice)
 
 
-def untouched(size: int) -> mmap.mmap | None:
-    """`size` bytes of zeros that take memory, huge pages if any, as they are first written; None: no such."""
+def untouched(size: int, *, huge: bool) -> mmap.mmap | None:
+    """`size` bytes of zeros that take memory as they are first written; None: this system has no such.
+
+    A `huge` page is taken whole when one row of it is written, so scattered rows soon take all of them.
+    """
     if not hasattr(mmap, "MAP_PRIVATE"):
         return None
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def is_small(size: int) -> bool:
+    """Whether `size` bytes are at most a quarter of this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return False
+    return size <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
