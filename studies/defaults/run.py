@@ -3,7 +3,8 @@
     retoken prepare --corpus default --tokenizer bpe --vocab-size 4096 --out STORES/default-4k
     python studies/defaults/run.py --stores STORES --work WORK --jobs 2
 
-Finished runs are not run again. Writes runs.csv beside this file after every run; plot.py draws it.
+Runs that runs.csv beside this file has are not run again (`--again`: they are); it is written after every
+run. plot.py draws it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import argparse
 import csv
 import multiprocessing
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from grid import SIZES, STAGES, Trial, all_trials
 
@@ -23,6 +25,7 @@ from retoken.train.result import TrainResult
 from retoken.train.tables import TableOptions
 
 TABLE = Path(__file__).with_name("runs.csv")
+SORTED = ("stage", "size", "variant", "norm", "seed")
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "tokens_per_second")
 
 
@@ -56,10 +59,22 @@ def run_one(job: tuple[Trial, Path, Path]) -> tuple[Trial, TrainResult]:
     return trial, train(run_config(trial, stores, work))
 
 
-def write_table(done: list[tuple[Trial, TrainResult]]) -> None:
+def key(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row of the table is about, as the file says it."""
+    return tuple(str(row[field.name]) for field in fields(Trial))
+
+
+def read_table() -> dict[tuple[str, ...], dict[str, Any]]:
+    """The runs that are known."""
+    if not TABLE.exists():
+        return {}
+    with TABLE.open(newline="") as file:
+        return {key(row): row for row in csv.DictReader(file)}
+
+
+def write_table(known: dict[tuple[str, ...], dict[str, Any]]) -> None:
     """All runs so far as CSV, atomically."""
-    rows = [asdict(trial) | {name: getattr(result, name) for name in MEASURED} for trial, result in done]
-    rows.sort(key=lambda row: [str(row[k]) for k in ("stage", "size", "variant", "norm", "seed")])
+    rows = sorted(known.values(), key=lambda row: [str(row[k]) for k in SORTED])
     new = TABLE.with_suffix(".new")
     with new.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
@@ -77,14 +92,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
-    jobs = [(trial, args.stores, args.work) for stage in args.stages for trial in all_trials(stage)]
-    done: list[tuple[Trial, TrainResult]] = []
+    known = read_table()
+    trials = [trial for stage in args.stages for trial in all_trials(stage)]
+    jobs = [(t, args.stores, args.work) for t in trials if args.again or key(asdict(t)) not in known]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for trial, result in pool.imap(run_one, jobs):
-            done.append((trial, result))
-            write_table(done)
-            print(f"{len(done)}/{len(jobs)} {trial.stage} {trial.name}: {result.val_loss:.4f}", flush=True)
+        for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
+            row = asdict(trial) | {name: getattr(result, name) for name in MEASURED}
+            known[key(row)] = row
+            write_table(known)
+            print(f"{number}/{len(jobs)} {trial.stage} {trial.name}: {result.val_loss:.4f}", flush=True)
 
 
 if __name__ == "__main__":
