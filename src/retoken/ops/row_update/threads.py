@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from threading import Thread
 
 Work = tuple[int, int, Callable[[int, int], None]]
-"""How many rows, how many at a time, and what to do with rows start to stop, which drops Python's lock."""
+"""How many rows, how few are worth a call, and what does rows start to stop, without holding Python's lock."""
+CHUNKS = 4
+"""That a thread finds of each work, on average: more of them share better, and cost more calls."""
 
 
 def divide(works: Sequence[Work], threads: int) -> None:
@@ -15,9 +17,7 @@ def divide(works: Sequence[Work], threads: int) -> None:
     A thread that starts late, or has to share its core, takes fewer: nobody waits for a part it was given.
     There are at most half as many threads as chunks.
     """
-    chunks = [
-        (work, start, min(start + size, rows)) for rows, size, work in works for start in range(0, rows, size)
-    ]
+    chunks = [chunk for work in works for chunk in _chunks(*work, threads)]
     left, errors = iter(chunks), []
 
     def take() -> None:
@@ -35,3 +35,10 @@ def divide(works: Sequence[Work], threads: int) -> None:
         other.join()
     if errors:
         raise errors[0]
+
+
+def _chunks(
+    rows: int, least: int, work: Callable[[int, int], None], threads: int
+) -> list[tuple[Callable[[int, int], None], int, int]]:
+    size = rows if threads == 1 else max(least, -(-rows // (CHUNKS * threads)))
+    return [(work, start, min(start + size, rows)) for start in range(0, rows, max(1, size))]
