@@ -24,7 +24,10 @@ class Size:
 SIZES = {
     "xs": Size(preset="cpu-xs", vocab_size=4096, lr=8e-3),
     "s": Size(preset="cpu-s", vocab_size=4096, lr=2e-3),
+    "xs-long": Size(preset="cpu-xs", vocab_size=4096, lr=8e-3, steps=1200),
 }
+SHORT = ("xs", "s")
+"""Sizes of every stage but "longer"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +106,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 def confirm() -> list[Trial]:
     """The candidates and the baseline, at both sizes, on two seeds."""
     trials = []
-    for size in SIZES:
+    for size in SHORT:
         for seed in (0, 1):
             trials.append(Trial(stage="confirm", size=size, variant="baseline", seed=seed, lr=SIZES[size].lr))
             for variant in ("retoken", "mort"):
@@ -126,17 +129,30 @@ def row_sparse() -> list[Trial]:
     return [
         _attached("rows", size, variant, seed, **options)
         for options in ROW_SPARSE.values()
-        for size in SIZES
+        for size in SHORT
         for seed in (0, 1)
         for variant in ("retoken", "mort")
     ]
+
+
+def longer() -> list[Trial]:
+    """Four times the tokens at the small size: whether what the tables are trained by still matters then."""
+    size, trials = "xs-long", []
+    for seed in (0, 1):
+        trials.append(Trial(stage="longer", size=size, variant="baseline", seed=seed, lr=SIZES[size].lr))
+        trials += [
+            _attached("longer", size, variant, seed, table_optimizer=optimizer, table_lr_mult=5.0)
+            for optimizer in ("", "row_adamw", "row_wise")
+            for variant in ("retoken", "mort")
+        ]
+    return trials
 
 
 def _once(trials: list[Trial]) -> list[Trial]:
     return list({trial.name: trial for trial in trials}.values())
 
 
-STAGES = {"lr": learning_rates, "screen": screen, "confirm": confirm, "rows": row_sparse}
+STAGES = {"lr": learning_rates, "screen": screen, "confirm": confirm, "rows": row_sparse, "longer": longer}
 
 
 def all_trials(stage: str) -> list[Trial]:

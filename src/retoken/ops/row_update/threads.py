@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from threading import Thread
 
 Work = tuple[int, int, Callable[[int, int], None]]
-"""How many rows, how few are worth a call, and what does rows start to stop, without holding Python's lock."""
+"""How many rows, how few are worth a call, and what does rows start to stop, without Python's lock."""
 CHUNKS = 4
 """That a thread finds of each work, on average: more of them share better, and cost more calls."""
 
