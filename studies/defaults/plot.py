@@ -38,7 +38,7 @@ def baseline_loss(rows: list[dict[str, Any]], size: str, seed: float) -> float |
     for row in rows:
         if (
             row["variant"] == "baseline"
-            and row["stage"] == "confirm"
+            and row["stage"] in ("confirm", "longer")
             and (row["size"], row["seed"]) == (size, seed)
         ):
             return row["val_loss"]
@@ -73,22 +73,30 @@ def rows_table(rows: list[dict[str, Any]]) -> list[str]:
     dense = {
         (r["size"], r["variant"], r["seed"]): r["val_loss"]
         for r in rows
-        if r["stage"] == "confirm" and start(r) == "rms, s = 1, rate × 5"
+        if r["stage"] in ("confirm", "longer")
+        and not r["table_optimizer"]
+        and start(r) == "rms, s = 1, rate × 5"
     }
     groups = defaultdict(list)
     for row in rows:
-        if row["stage"] == "rows":
-            groups[row["size"], row["variant"], row["table_optimizer"], row["table_lr_mult"]].append(row)
+        if row["stage"] in ("rows", "longer") and row["variant"] != "baseline":
+            key = row["size"], row["variant"], row["table_optimizer"] or "adamw", row["table_lr_mult"]
+            groups[key].append(row)
     lines = [
-        "| size | variant | tables trained by | rate | held-out loss, seeds | against dense at 5 |",
-        "|---|---|---|---|---|---|",
+        "| size | variant | trained by | rate | held-out loss, seeds | against dense | against baseline |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (size, variant, optimizer, rate), some in sorted(groups.items()):
         some.sort(key=lambda row: row["seed"])
-        gaps = ", ".join(f"{r['val_loss'] - dense[size, variant, r['seed']]:+.3f}" for r in some)
-        losses = ", ".join(f"{r['val_loss']:.3f}" for r in some)
-        lines.append(f"| {size} | {variant} | {optimizer} | {rate:g} | {losses} | {gaps} |")
+        pairs = [(r["val_loss"], dense[size, variant, r["seed"]]) for r in some]
+        bases = [(r["val_loss"], baseline_loss(rows, size, r["seed"]) or float("nan")) for r in some]
+        cells = ", ".join(f"{loss:.3f}" for loss, _ in pairs), _gaps(pairs), _gaps(bases)
+        lines.append(f"| {size} | {variant} | {optimizer} | {rate:g} | {' | '.join(cells)} |")
     return lines
+
+
+def _gaps(pairs: list[tuple[float, float]]) -> str:
+    return ", ".join(f"{loss - other:+.3f}" for loss, other in pairs)
 
 
 def screen_table(rows: list[dict[str, Any]]) -> list[str]:

@@ -37,7 +37,7 @@ def test_every_size_by_every_optimizer(config):
     sizes = (512, 2048)
     found = measure_growth(config, sizes, steps=1, repeats=2)
     assert [(g.optimizer, g.vocab_size) for g in found] == [
-        (optimizer, size) for optimizer in ("row_adamw", "adamw") for size in sizes
+        (optimizer, size) for optimizer in ("row_wise", "adamw") for size in sizes
     ]
     assert found[1].table_params == 4 * found[0].table_params
     assert found[0].over_smallest.median == 1 and found[1].step_seconds.median > 0

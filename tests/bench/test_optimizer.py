@@ -10,7 +10,7 @@ import torch
 
 from retoken.bench import optimizer
 from retoken.bench.peer import PeerProcess
-from retoken.bench.updates import OURS, PEERS, STREAMS, Work, touched_rows
+from retoken.bench.updates import ADDITION, OURS, PEERS, STREAMS, Work, touched_rows
 from retoken.cli.main import main
 from retoken.errors import ConfigError
 
@@ -73,6 +73,16 @@ def test_a_turn_moves_touched_rows_and_leaves_others(case, monkeypatch):
     assert torch.equal(moved, work().ids[0])
 
 
+def test_bare_addition_adds_each_gradient_to_its_row():
+    from retoken.bench.addition import add_rows
+
+    weight, grad, ids = (x.numpy() for x in (torch.ones(131, 33), torch.randn(7, 33), work().ids[0]))
+    expected = torch.ones(131, 33).index_add_(0, work().ids[0], torch.from_numpy(grad))
+    add_rows(weight, grad, ids, 0, 7)
+    assert torch.equal(torch.from_numpy(weight), expected)
+    ADDITION.build(work())(3)
+
+
 @pytest.mark.parametrize("case", STREAMS, ids=lambda case: case.name)
 def test_streams_run(case):
     case.build(work())(3)
@@ -80,7 +90,7 @@ def test_streams_run(case):
 
 def test_ratios_and_bytes_by_hand():
     """Two vocabularies, times given: rows a second, bytes, share of bandwidth, growth, who is ahead."""
-    times = {case.name: 1.0 for case in (*OURS, *PEERS)}
+    times = {case.name: 1.0 for case in (*OURS, ADDITION, *PEERS)}
     seconds = {(STREAMS[0].name, 0): [0.5, 0.5], (STREAMS[1].name, 0): [2.0, 2.0]}
     for vocab, slower in ((40, 1.0), (131, 3.0)):
         seconds |= {(name, vocab): [s * slower] * 2 for name, s in times.items()}
@@ -97,6 +107,8 @@ def test_ratios_and_bytes_by_hand():
     assert larger.growth is not None and larger.growth.median == 3
     assert theirs.ours_over_it.median == 4 and ours.ours_over_it.median == 1
     assert rates["RowWiseAdam", 40].of_bandwidth.median == pytest.approx(0.5 * 12 / 28)
+    assert rates["RowWiseAdam", 40].of_addition.median == 1
+    assert larger.of_addition.median == pytest.approx(28 / 12)
 
 
 def test_command_prints_one_json_object(capsys):
@@ -104,7 +116,7 @@ def test_command_prints_one_json_object(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["touched"] == 7 and found["width"] == 33
     assert {(rate["name"], rate["vocab_size"]) for rate in found["rates"]} == {
-        (case.name, vocab) for case in (*OURS, *PEERS) for vocab in (40, 131)
+        (case.name, vocab) for case in (*OURS, ADDITION, *PEERS) for vocab in (40, 131)
     }
     assert found["peer"] == "FBGEMM did not run: no --peer-python was given"
 

@@ -153,7 +153,7 @@ def test_dense_adamw_is_replicated_unless_a_layout_is_asked_for() -> None:
     assert sum(whole.fastest.memory.device[kind] for kind in kinds) == everything
     assert sum(divided.fastest.memory.device[kind] for kind in kinds) == everything / 4
     assert {"table gradients", "fetched rows"} < set(divided.fastest.memory.device)
-    with pytest.raises(ConfigError, match=r"'replicated' with tables.optimizer 'row_adamw'"):
+    with pytest.raises(ConfigError, match=r"'replicated' with tables.optimizer 'row_wise'"):
         _job(layout="replicated")
     one = plan(_job(optimizer="adamw", batch=Batch(sequences=16, context_length=128)))
     assert one.fastest.memory.device["table gradients"] == 4 * one.parameters["table_params"]

@@ -39,7 +39,7 @@ def measure_growth(
     config: TrainConfig,
     vocab_sizes: Sequence[int],
     *,
-    optimizers: Sequence[str] = ("row_adamw", "adamw"),
+    optimizers: Sequence[str] = ("row_wise", "adamw"),
     steps: int = 4,
     repeats: int = 8,
 ) -> list[Growth]:

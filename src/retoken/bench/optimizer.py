@@ -13,7 +13,17 @@ from pathlib import Path
 import torch
 
 from retoken.bench.peer import PeerProcess
-from retoken.bench.updates import FBGEMM, OURS, PEERS, STEPS, STREAMS, Step, Work, touched_rows
+from retoken.bench.updates import (
+    ADDITION,
+    FBGEMM,
+    OURS,
+    PEERS,
+    STEPS,
+    STREAMS,
+    Step,
+    Work,
+    touched_rows,
+)
 from retoken.errors import ConfigError
 from retoken.train.timing import Spread, ratios
 
@@ -34,6 +44,8 @@ class Rate:
     """Bytes that the update of touched rows has to move, over the median time."""
     of_bandwidth: Spread
     """Those bytes over what the fastest stream moved in the same repeat."""
+    of_addition: Spread
+    """The same over what a bare addition to the same rows moved: without what scattering costs anyone."""
     growth: Spread | None
     """Time over the time at the smallest vocabulary, same touched rows; None for the smallest."""
     ours_over_it: Spread
@@ -97,7 +109,7 @@ def _our_cases(works: Sequence[Work]) -> dict[tuple[str, int], Callable[[], floa
     """{(name, V): a turn that returns its seconds}; streams have V = 0."""
     cases = {(case.name, 0): functools.partial(_timed, case.build(works[0])) for case in STREAMS}
     for work in works:
-        for case in (*OURS, *PEERS):
+        for case in (*OURS, ADDITION, *PEERS):
             cases[case.name, work.vocab_size] = functools.partial(_timed, case.build(work))
     return cases
 
@@ -154,14 +166,16 @@ def _summary(seconds: Seconds, works: Sequence[Work], peer: str) -> Measured:
         case.name: [case.bytes_per_number * numbers / s for s in seconds[case.name, 0]] for case in STREAMS
     }
     fastest = max(streams.values(), key=statistics.median)
-    size = {case.name: case.bytes_per_number for case in (*OURS, *PEERS)} | dict(FBGEMM.values())
+    size = {case.name: case.bytes_per_number for case in (*OURS, ADDITION, *PEERS)} | dict(FBGEMM.values())
+    speeds = {key: [size[key[0]] * numbers / s for s in found] for key, found in seconds.items() if key[1]}
     rates = [
         Rate(
             name=name,
             vocab_size=vocab,
             rows_per_second=Spread.of([first.touched / s for s in found]),
             gigabytes_per_second=size[name] * numbers / statistics.median(found) / 1e9,
-            of_bandwidth=ratios([size[name] * numbers / s for s in found], fastest),
+            of_bandwidth=ratios(speeds[name, vocab], fastest),
+            of_addition=ratios(speeds[name, vocab], speeds[ADDITION.name, vocab]),
             growth=None if vocab == first.vocab_size else ratios(found, seconds[name, first.vocab_size]),
             ours_over_it=ratios(found, seconds[_comparable(name), vocab]),
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from retoken.ops.row_update import use_huge_pages
+from retoken.ops.row_update.threads import divide
 from retoken.optim import RowAdamW, RowWiseAdam
 
 Step = Callable[[int], object]
@@ -86,6 +89,23 @@ def dense_adamw(work: Work) -> Step:
     return lambda _: optimizer.step()
 
 
+def bare_addition(work: Work) -> Step:
+    """What rows at these places take at least: their gradient is added to them."""
+    from retoken.bench.addition import add_rows
+
+    weight = torch.zeros(work.vocab_size, work.width)
+    use_huge_pages(weight)
+    gradients = [_gradient(work, torch.float32).numpy() for _ in work.ids]
+    ids = [each.numpy() for each in work.ids]
+
+    def add(step: int) -> None:
+        at = step % len(ids)
+        rows = functools.partial(add_rows, weight.numpy(), gradients[at], ids[at])
+        divide([(work.touched, 64, rows)], torch.get_num_threads())
+
+    return add
+
+
 def streamed_adamw(work: Work) -> Step:
     """The bound: the same arithmetic on as many bytes, but one after the other, by torch's fused AdamW."""
     optimizers = []
@@ -109,6 +129,8 @@ OURS = (
     Contender(name="RowAdamW, bf16 rows", bytes_per_number=22, build=row_adamw_bfloat16),
     Contender(name="RowWiseAdam", bytes_per_number=12, build=row_wise),
 )
+ADDITION = Contender(name="bare addition", bytes_per_number=12, build=bare_addition)
+"""No optimizer: what the memory gives where rows are scattered so."""
 PEERS = (
     Contender(name="torch AdamW, dense fused", bytes_per_number=ADAMW, build=dense_adamw),
     Contender(name="torch SparseAdam", bytes_per_number=ADAMW, build=sparse_adam),

@@ -17,8 +17,8 @@ from retoken.errors import ConfigError
 class BenchOptimizer:
     """Time updates of touched rows against torch's dense AdamW, its SparseAdam and FBGEMM, in turns.
 
-    Rows a second, the share of the memory bandwidth that was measured in the same turns, and how time grows
-    with the vocabulary while the touched rows stay as many.
+    Rows a second, the share of the memory bandwidth that was measured in the same turns, consecutively and by
+    a bare addition to the same rows, and how time grows with the vocabulary while the touched rows stay as many.
     """
 
     vocab_sizes: tuple[int, ...] = (8192, 151936)
@@ -73,12 +73,22 @@ class BenchOptimizer:
 
 
 def _show(console: Console, found: Any) -> None:
-    names = ("optimizer", "V", "of bandwidth", "ours over it", "time over smallest V", "rows/s", "GB/s")
+    names = (
+        "optimizer",
+        "V",
+        "of bandwidth",
+        "of addition",
+        "ours over it",
+        "time over smallest V",
+        "rows/s",
+        "GB/s",
+    )
     title = f"{found.touched} rows of {found.width} numbers, ratios with quartiles"
     table = Table(*names, title=title, box=None)
     for rate in found.rates:
         cells = (
             _times(rate.of_bandwidth),
+            _times(rate.of_addition),
             _times(rate.ours_over_it),
             _times(rate.growth) if rate.growth else "",
         )

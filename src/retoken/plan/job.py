@@ -36,8 +36,8 @@ class Job:
     """"V", "E", "VxE", "auto" for every one of these, or "replicated"; with adamw "auto" is "replicated"."""
     option: str = "auto"
     """"early", "routed", "mixed", or "auto" for every one."""
-    optimizer: str = "row_adamw"
-    """Of the tables: "row_adamw", "row_wise" or "adamw", which moves every row at every step."""
+    optimizer: str = "row_wise"
+    """Of the tables: "row_wise", "row_adamw" or "adamw", which moves every row at every step."""
     decays: bool = False
     """Whether rows have weight decay, which row_adamw and row_wise keep 8 bytes a token for."""
     sharding: str = "ddp"

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from retoken.plan.frequency import Frequencies
 from retoken.plan.shape import Batch, Grid, Tables, require
 
-Optimizer = Literal["row_adamw", "row_wise", "adamw"]
+Optimizer = Literal["row_wise", "row_adamw", "adamw"]
 Sharding = Literal["ddp", "fsdp"]
 Location = Literal["device", "host"]
 DENSE_ADAMW = 16
@@ -162,7 +162,7 @@ def per_rank(
     grid: Grid,
     batch: Batch,
     frequencies: Frequencies,
-    optimizer: str = "row_adamw",
+    optimizer: str = "row_wise",
     sharding: str = "ddp",
     option: str = "early",
     location: str = "device",

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from retoken.config import ModulatorConfig, MoRTConfig
 from retoken.errors import ConfigError
 
-TableOptimizer = Literal["row_adamw", "row_wise", "adamw"]
+TableOptimizer = Literal["row_wise", "row_adamw", "adamw"]
 TableDType = Literal["float32", "bfloat16"]
 TableMemory = Literal["device", "host"]
 TableLayout = Literal["auto", "V", "E", "VxE", "replicated"]
@@ -29,8 +29,8 @@ _CHOICES = {
 class TableOptions:
     """How token tables are trained, and where they live meanwhile."""
 
-    optimizer: TableOptimizer = "row_adamw"
-    """"row_adamw": AdamW on the rows a batch touches; "row_wise": one state a row; "adamw": dense."""
+    optimizer: TableOptimizer = "row_wise"
+    """On touched rows: "row_wise" keeps a number of state a row, "row_adamw" two a number; "adamw": dense."""
     dtype: TableDType = "float32"
     """Type of the stored rows; "bfloat16" rounds updates stochastically. Arithmetic is float32."""
     memory: TableMemory = "device"
@@ -54,7 +54,7 @@ class TableOptions:
         if self.optimizer == "adamw" and (self.dtype, self.memory) != ("float32", "device"):
             raise ConfigError(
                 f"tables.optimizer is 'adamw' with dtype {self.dtype} in {self.memory} memory; "
-                "accepted there: row_adamw, row_wise"
+                "accepted there: row_wise, row_adamw"
             )
         if self.layout == "replicated" and self.optimizer != "adamw":
             raise ConfigError(
