@@ -62,7 +62,7 @@ def main() -> None:
     axes.axhline(1, color="#dcdad2", lw=1, zorder=0)
     axes.set_xticks(range(len(rungs)), rungs)
     axes.set_ylabel("throughput over no tables")
-    axes.set_title("cpu-m on 4 processes, 2 cores: median and quartiles of 8 turns", fontsize=10)
+    axes.set_title("cpu-l on 4 processes, 2 cores: median and quartiles of 6 turns", fontsize=10)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(HERE / "ladder.svg", metadata={"Date": None})

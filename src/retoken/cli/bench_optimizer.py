@@ -17,8 +17,9 @@ from retoken.errors import ConfigError
 class BenchOptimizer:
     """Time updates of touched rows against torch's dense AdamW, its SparseAdam and FBGEMM, in turns.
 
-    Rows a second, the share of the memory bandwidth that was measured in the same turns, consecutively and by
-    a bare addition to the same rows, and how time grows with the vocabulary while the touched rows stay as many.
+    Rows a second, the share of the memory bandwidth that was measured in the same turns, over consecutive
+    memory and by a bare addition to the same rows, and how time grows with the vocabulary while the touched
+    rows stay as many.
     """
 
     vocab_sizes: tuple[int, ...] = (8192, 151936)
@@ -79,7 +80,7 @@ def _show(console: Console, found: Any) -> None:
         "of bandwidth",
         "of addition",
         "ours over it",
-        "time over smallest V",
+        "over smallest V",
         "rows/s",
         "GB/s",
     )
