@@ -100,6 +100,13 @@ def randomize(modulators: nn.Module, seed: int = 1) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
 
+def aligned(model: Any) -> Any:
+    """A loaded model with its weights copied: kernels may round otherwise in a mapped file than in memory."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 def token_ids(batch: int = 2, length: int = 7, *, vocab: int = VOCAB, seed: int = 0) -> Tensor:
     """[batch, length] ids, never one of the special tokens 0, 1 and 2."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import retoken
 from retoken.attach.families import FAMILIES
-from retoken.testing import VOCAB, WIDTH, randomize, tiny_config, tiny_model, token_ids
+from retoken.testing import VOCAB, WIDTH, aligned, randomize, tiny_config, tiny_model, token_ids
 
 
 def _saved(folder):
@@ -26,13 +26,6 @@ def _saved(folder):
 def _assert_same(a, b):
     assert a.keys() == b.keys()
     assert [k for k, v in a.items() if not torch.equal(v, b[k]) or v.dtype != b[k].dtype] == []
-
-
-def _aligned(model):
-    """Loaded weights lie in the file's mapping, where kernels may round otherwise than in aligned memory."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    return model
 
 
 def _attached(family, config, **kwargs):
@@ -64,7 +57,7 @@ def test_round_trip_with_pinned_keys(family, kind, configs, tmp_path):
     _assert_same(model.state_dict(), loaded.state_dict())
     assert type(loaded) is type(model)
     ids = token_ids()
-    assert torch.equal(model(input_ids=ids).logits, _aligned(loaded)(input_ids=ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, aligned(loaded)(input_ids=ids).logits)
     loaded.save_pretrained(tmp_path / "again")
     _assert_same(saved, _saved(tmp_path / "again"))
 
@@ -123,7 +116,7 @@ def test_tied_embeddings_stay_tied(configs, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     ids = token_ids()
-    assert torch.equal(model(input_ids=ids).logits, _aligned(loaded)(input_ids=ids).logits)
+    assert torch.equal(model(input_ids=ids).logits, aligned(loaded)(input_ids=ids).logits)
 
 
 def test_dtype_is_kept_and_can_be_asked_for(configs, tmp_path):
