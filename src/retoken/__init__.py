@@ -14,11 +14,13 @@ from retoken.attach import (
 )
 from retoken.attach.checkpoint import register_known_families
 from retoken.config import MoRTConfig, ReTokenConfig, config_from_dict
+from retoken.serving import Placement, pack, place
 
 __version__ = "0.1.0"
 __all__ = [
     "Family",
     "MoRTConfig",
+    "Placement",
     "ReTokenConfig",
     "attach",
     "balance_loss",
@@ -27,7 +29,9 @@ __all__ = [
     "detach",
     "fold",
     "modulators",
+    "pack",
     "param_groups",
+    "place",
     "register_family",
     "router_loads",
 ]

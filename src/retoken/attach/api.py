@@ -187,7 +187,7 @@ def stack_of(model: nn.Module) -> ModulatorStack:
     )
 
 
-def modulators(model: nn.Module) -> dict[int, Modulator | Folded]:
+def modulators(model: nn.Module) -> dict[int, Modulator]:
     """{layer index: its modulator}: `.scale` [D], `.table`, `.lookup(ids)`; MoRT: `.router.weight` [E, D]."""
     return {int(layer): module for layer, module in stack_of(model).layers.items()}  # pyright: ignore
 
