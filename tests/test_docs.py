@@ -99,3 +99,8 @@ def test_the_loop_of_one_s_own_trains_by_touched_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(blocks(ROOT / "docs" / "scale.md", "python")[0], tmp_path, monkeypatch)
+
+
+def test_the_python_of_inference_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run("\n".join(blocks(ROOT / "docs" / "inference.md", "python")), tmp_path, monkeypatch)
+    assert (tmp_path / "rows.safetensors").is_file()

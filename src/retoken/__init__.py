@@ -6,6 +6,7 @@ from retoken.attach import (
     balance_loss,
     batch_load,
     detach,
+    fold,
     modulators,
     param_groups,
     register_family,
@@ -13,19 +14,24 @@ from retoken.attach import (
 )
 from retoken.attach.checkpoint import register_known_families
 from retoken.config import MoRTConfig, ReTokenConfig, config_from_dict
+from retoken.serving import Placement, pack, place
 
 __version__ = "0.1.0"
 __all__ = [
     "Family",
     "MoRTConfig",
+    "Placement",
     "ReTokenConfig",
     "attach",
     "balance_loss",
     "batch_load",
     "config_from_dict",
     "detach",
+    "fold",
     "modulators",
+    "pack",
     "param_groups",
+    "place",
     "register_family",
     "router_loads",
 ]

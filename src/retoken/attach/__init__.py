@@ -3,6 +3,7 @@
 from retoken.attach.api import attach, balance_loss, batch_load, detach, modulators, router_loads
 from retoken.attach.checkpoint import register_family
 from retoken.attach.families import FAMILIES, Family, decoder_layers
+from retoken.attach.fold import fold
 from retoken.attach.groups import param_groups
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "batch_load",
     "decoder_layers",
     "detach",
+    "fold",
     "modulators",
     "param_groups",
     "register_family",

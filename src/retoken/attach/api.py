@@ -15,6 +15,7 @@ from retoken.attach.checkpoint import (
     FIELD,
     attached_config_class,
     attached_model_class,
+    is_folded,
     read_field,
     renamings,
 )
@@ -23,6 +24,7 @@ from retoken.attach.wrap import backbone_class, modulated_layer_class, plan_hook
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack, TableFactory, TokenTable
+from retoken.nn.folded import Folded, build_folded
 from retoken.nn.stack import SumLoads, build_modulator
 from retoken.ops import RouterLoad
 
@@ -99,7 +101,7 @@ def install_from_config(model: PreTrainedModel) -> None:
     """
     family, config = read_field(model.config)
     anatomy = dissect(model, family)
-    _install(model, anatomy, _build_stack(model, anatomy, config))
+    _install(model, anatomy, _build_stack(model, anatomy, config, folded=is_folded(model.config)))
 
 
 def _build_stack(
@@ -107,9 +109,11 @@ def _build_stack(
     anatomy: Anatomy,
     config: ReTokenConfig | MoRTConfig,
     table: TableFactory = TokenTable,
+    folded: bool = False,
 ) -> ModulatorStack:
     layers = config.table_layers(len(anatomy.layers))
-    stack = ModulatorStack(config, {i: _modulator_for(model, anatomy, config, i, table) for i in layers})
+    built = {i: _modulator_for(model, anatomy, config, i, table, folded) for i in layers}
+    stack = ModulatorStack(config, built)
     return stack.train(model.training)
 
 
@@ -128,9 +132,12 @@ def _modulator_for(
     config: ReTokenConfig | MoRTConfig,
     layer: int,
     table: TableFactory,
-) -> Modulator:
+    folded: bool,
+) -> Modulator | Folded:
     device = next(anatomy.layers[layer].parameters()).device
     width, depth = anatomy.hidden_size, len(anatomy.layers)
+    if folded:
+        return build_folded(config, anatomy.vocab_size, width, device, model.dtype, table)
     return build_modulator(config, anatomy.vocab_size, width, depth, device, model.dtype, table)
 
 

@@ -29,6 +29,8 @@ from retoken.nn.mort import Router
 
 PREFIX = "retoken_"
 FIELD = "retoken"
+FOLDED = "folded"
+"""In the modulator's part of the field; a version that does not know it refuses the unknown option."""
 
 
 def renamings() -> list[WeightRenaming]:
@@ -65,6 +67,8 @@ class AttachedModel:
         except SafetensorError as error:
             raise CheckpointError(f"{name}: a safetensors file is broken: {error}") from error
         _refuse_gaps(name, info, asked["ignore_mismatched_sizes"])
+        if is_folded(model.config):  # transformers lets every loaded parameter train
+            model.retoken.requires_grad_(False)
         return (model, info) if asked["output_loading_info"] else model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +128,13 @@ def read_field(config: PreTrainedConfig) -> tuple[Family, ModulatorConfig]:
         raise CheckpointError(
             f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote"
         )
-    return Family(**written["family"]), config_from_dict(written["modulator"])
+    modulator = {k: v for k, v in written["modulator"].items() if k != FOLDED}
+    return Family(**written["family"]), config_from_dict(modulator)
+
+
+def is_folded(config: PreTrainedConfig) -> bool:
+    """Whether the config of an attached model says that its tables are folded (Eq. 8)."""
+    return getattr(config, FIELD, {}).get("modulator", {}).get(FOLDED) is True
 
 
 @functools.cache

@@ -63,10 +63,13 @@ class Written:
 
 
 def write_tensors(
-    path: Path, specs: Mapping[str, Spec], parts: Parts, metadata: Mapping[str, str]
+    path: Path, specs: Mapping[str, Spec], parts: Parts, metadata: Mapping[str, str], align: int = 8
 ) -> Written:
-    """Write the file that `safetensors` would write of these tensors, and wait until it is on the disk."""
-    header, starts = _header(specs, metadata)
+    """Write the file that `safetensors` would write of these tensors, and wait until it is on the disk.
+
+    The first tensor starts at a multiple of `align` bytes.
+    """
+    header, starts = _header(specs, metadata, align)
     size = crc = 0
     with path.open("wb") as file:
         for block in _blocks_of_file(header, starts, parts):
@@ -93,7 +96,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # pyright: ignore
 
 
-def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+def _header(
+    specs: Mapping[str, Spec], metadata: Mapping[str, str], align: int
+) -> tuple[bytes, dict[str, int]]:
     entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     ends, position = {}, 0
     for name in sorted(specs, key=lambda name: (-_ORDER[specs[name].dtype], name.encode())):
@@ -103,7 +108,7 @@ def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[byt
         entries[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
         ends[name], position = position, end
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % align)
     first = 8 + len(text)
     return len(text).to_bytes(8, "little") + text, {name: first + start for name, start in ends.items()}
 

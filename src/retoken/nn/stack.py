@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def build_modulator(
 class ModulatorStack(nn.Module):
     """`layers`: {str(layer): modulator}; its parameters' names are the checkpoint's."""
 
-    def __init__(self, config: ReTokenConfig | MoRTConfig, modulators: dict[int, Modulator]) -> None:
+    def __init__(self, config: ReTokenConfig | MoRTConfig, modulators: Mapping[int, nn.Module]) -> None:
         super().__init__()
         self.config = config
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modulators.items()})

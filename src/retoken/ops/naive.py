@@ -91,3 +91,15 @@ def balance_loss(g_TE: Tensor, K: int) -> Tensor:
     P_E = routing_probability(g_TE).sum(0)
     n_E = torch.nn.functional.one_hot(G_TK, n_e).sum((0, 1)).to(P_E.dtype)
     return n_e / (T**2 * K) * (P_E * n_E).sum()
+
+
+def quantized_int8(u: Tensor) -> Tensor:
+    """A row [D] as int8 steps of max |u| / 127, and back: off by at most half a step."""
+    step = u.abs().max() / 127
+    return u if step == 0 else torch.round(u / step).clamp(-127, 127) * step
+
+
+def quantized_float8(u: Tensor) -> Tensor:
+    """A row [D] stretched to e4m3's largest number 448, rounded to e4m3, and back."""
+    step = u.abs().max() / 448
+    return u if step == 0 else (u / step).to(torch.float8_e4m3fn).float() * step

@@ -1,0 +1,110 @@
+"""Modulators whose scale and norm have been worked into their rows: for inference only (Eq. 8)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from retoken.config import ModulatorConfig, MoRTConfig
+from retoken.nn.mort import Router
+from retoken.nn.table import Fetched, TableFactory, TokenTable
+from retoken.ops import Routing, normalize, residual
+from retoken.ops.norm import norm_gain
+from retoken.ops.precision import widen
+
+FOLD_BLOCK = 4096
+
+
+class FoldedReToken(nn.Module):
+    """m -> m * P[x], P = 1 + s * Norm(E) (Eq. 8). Table [V, D] holds P."""
+
+    def __init__(self, table: TokenTable) -> None:
+        super().__init__()
+        self.table = table.requires_grad_(False)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """P of token ids [...]: [..., D]."""
+        return self.table.lookup(ids)
+
+    def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
+        """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
+        rows = self.table.lookup(ids, fetched).to(increment.device)
+        return (widen(increment) * widen(rows)).to(increment.dtype)
+
+
+class FoldedMoRT(nn.Module):
+    """MoRT with what does not depend on the token's state worked in. Table [V, E, D].
+
+    With K = 1 the only weight is exactly 1, so the table holds s * Norm(E_i) / sqrt(2 N_l) and a chosen row
+    is the residual. With K > 1 Norm is of the mixture: no row can hold it, so rows stay as they are and
+    `scale` is s times everything that is constant (Eq. 5).
+    """
+
+    def __init__(self, top_k: int, eps: float, table: TokenTable, router: Router) -> None:
+        super().__init__()
+        self.top_k, self.eps = top_k, eps
+        self.table, self.router = table.requires_grad_(False), router.requires_grad_(False)
+        self.scale: nn.Parameter | None = None
+
+    def give_scale(self, scale: Tensor) -> None:
+        """Take the merged scale [D]."""
+        self.scale = nn.Parameter(scale, requires_grad=False)
+
+    def lookup(self, ids: Tensor) -> Tensor:
+        """The rows of token ids [...]: [..., E, D]."""
+        return self.table.lookup(ids)
+
+    def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Tensor, Routing]:
+        """The residual [B, S, D], float32, and the choice (Eq. 3-5)."""
+        routing = self.router(hidden, self.top_k)
+        mixed = self.table.mix(ids, routing.chosen_TK, routing.weights_TK, fetched).to(hidden.device)
+        if self.scale is None:
+            return mixed, routing
+        return residual(mixed, self.scale, 1.0, self.eps), routing
+
+
+Folded = FoldedReToken | FoldedMoRT
+
+
+def build_folded(
+    config: ModulatorConfig,
+    vocab_size: int,
+    hidden_size: int,
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+    table: TableFactory = TokenTable,
+) -> Folded:
+    """The module one layer of a folded model carries, its rows still to be filled in."""
+    if not isinstance(config, MoRTConfig):
+        return FoldedReToken(table((vocab_size, hidden_size), config.init_std, device, dtype))
+    rows = table((vocab_size, config.num_modulators, hidden_size), config.init_std, device, dtype)
+    router = Router(config.num_modulators, hidden_size, device, dtype)
+    folded = FoldedMoRT(config.top_k, config.eps, rows, router)
+    if config.top_k > 1:
+        folded.give_scale(torch.ones(hidden_size, device=device, dtype=dtype))
+    return folded
+
+
+@torch.no_grad()
+def fold_modulator(config: ModulatorConfig, module: nn.Module, num_layers: int) -> Folded:
+    """A modulator's folded form (Eq. 8). It takes over the table, whose rows change in place."""
+    gain = norm_gain(config.norm, module.scale.shape[0])  # pyright: ignore
+    if not isinstance(config, MoRTConfig):
+        _fold_rows(module.table.weight, module.scale, gain, config.eps, 1.0)  # pyright: ignore
+        return FoldedReToken(module.table)  # pyright: ignore
+    gain /= math.sqrt(2 * num_layers)
+    folded = FoldedMoRT(config.top_k, config.eps, module.table, module.router)  # pyright: ignore
+    if config.top_k == 1:
+        _fold_rows(module.table.weight, module.scale, gain, config.eps, 0.0)  # pyright: ignore
+    else:
+        scale: Tensor = module.scale  # pyright: ignore
+        folded.give_scale((widen(scale) * gain).to(scale.dtype))
+    return folded
+
+
+def _fold_rows(weight: Tensor, scale: Tensor, gain: float, eps: float, added: float) -> None:
+    """rows <- added + scale * Norm(rows), rounded once to the table's type."""
+    for block in weight.detach().split(FOLD_BLOCK):
+        block.copy_(added + widen(scale) * normalize(block, gain, eps))

@@ -1,0 +1,173 @@
+"""The packed file: every token's record, served in place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retoken.checkpoint.files import atomic_file, writing
+from retoken.checkpoint.tensorfile import Spec, write_tensors
+from retoken.errors import CheckpointError
+from retoken.serving.layout import RecordLayout
+from retoken.serving.reader import FolderReader, TensorReader, layout_of
+
+FORMAT = "retoken.rows"
+FORMAT_VERSION = 1
+BLOCK_BYTES = 8 << 20
+RESIDENT_BYTES = 256 << 20
+SAMPLED = 64
+_FAULT_AROUND = 64 << 10
+_LARGEST_HEADER = 1 << 20
+
+Gather = Callable[[Tensor], Tensor]
+"""Records [R, record_bytes] of token ids [R]."""
+
+
+def blocks(reader: TensorReader | FolderReader, layout: RecordLayout) -> Iterator[tuple[int, Tensor]]:
+    """(first token, records) of all tokens, some megabytes at a time."""
+    step = max(BLOCK_BYTES // layout.record_bytes, 1)
+    for start in range(0, layout.vocab_size, step):
+        yield start, layout.encode(reader.block(start, min(start + step, layout.vocab_size)))
+
+
+def fingerprint(layout: RecordLayout, gather: Gather) -> str:
+    """Hex digest of the layout and of records spread over the vocabulary: which model's rows these are."""
+    count = min(SAMPLED, layout.vocab_size)
+    ids = torch.linspace(0, layout.vocab_size - 1, count, dtype=torch.float64).long().unique()
+    digest = hashlib.sha256(json.dumps(layout.to_dict(), sort_keys=True).encode())
+    digest.update(gather(ids).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pack(source: TensorReader | FolderReader | str | Path, path: str | Path, rows: str | None = None) -> int:
+    """Write a packed file, block by block, atomically.
+
+    Args:
+        source: a model folder, or what reads rows.
+        path: the file to write.
+        rows: float32, bfloat16, int8 or float8_e4m3; None: the type that keeps rows as they are.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        CheckpointError: the folder holds no tables.
+        ConfigError: no such row type.
+        TrainingError: the disk is full or refuses.
+    """
+    reader = FolderReader(Path(source)) if isinstance(source, str | Path) else source
+    layout, path = layout_of(reader, rows), Path(path)
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "layout": json.dumps(layout.to_dict(), sort_keys=True),
+        "fingerprint": fingerprint(layout, lambda ids: layout.encode(reader.some(ids))),
+    }
+    spec = {FORMAT: Spec(torch.uint8, (layout.vocab_size, layout.record_bytes))}
+    with writing(path), atomic_file(path) as partial:
+        parts = (records for _, records in blocks(reader, layout))
+        return write_tensors(partial, spec, lambda name: parts, metadata, mmap.PAGESIZE).bytes
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The safetensors header, where the first tensor starts, and the file's size."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+                raise ValueError(f"header of {length} bytes in a file of {size}")
+            return json.loads(file.read(length)), 8 + length, size
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; accepted: a file that retoken.pack wrote") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a packed file ({error}); accepted: what pack wrote") from None
+
+
+def _described(path: Path) -> tuple[RecordLayout, str, int]:
+    """Layout, fingerprint and first record's place of a packed file; refuses what is none."""
+    header, start, size = _header(path)
+    meta = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    if meta.get("format") != FORMAT or FORMAT not in header:
+        raise CheckpointError(f"{path}: format is {meta.get('format')!r}; accepted: {FORMAT!r}")
+    if meta.get("format_version") != str(FORMAT_VERSION):
+        found = meta.get("format_version")
+        raise CheckpointError(f"{path}: format_version is {found}; accepted: {FORMAT_VERSION}")
+    try:
+        layout, digest = RecordLayout.from_dict(json.loads(meta["layout"])), str(meta["fingerprint"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its layout is broken ({error})") from None
+    if size != start + layout.bytes:
+        raise CheckpointError(f"{path}: {size} bytes; expected {start + layout.bytes}: truncated or changed")
+    return layout, digest, start
+
+
+class PackedFile:
+    """A packed file, open for reading in place. Processes that serve the same file share its pages."""
+
+    def __init__(self, path: str | Path, resident_bytes: int = RESIDENT_BYTES) -> None:
+        """Opens and checks it, in time that does not depend on its size.
+
+        Raises:
+            CheckpointError: missing, truncated, foreign, or changed since it was written.
+        """
+        self.path, self.resident_bytes = Path(path), resident_bytes
+        self.layout, self.fingerprint, self._start = _described(self.path)
+        with self.path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._map.madvise(mmap.MADV_RANDOM)
+        flat = np.frombuffer(self._map, dtype=np.uint8, offset=self._start)
+        self._records = flat.reshape(self.layout.vocab_size, self.layout.record_bytes)
+        self._touched = 0
+        if fingerprint(self.layout, self.gather) != self.fingerprint:
+            raise CheckpointError(f"{self.path}: its records do not fit its fingerprint: changed")
+
+    def __deepcopy__(self, memo: Any) -> PackedFile:
+        """A copy of a model reads the same file."""
+        return self
+
+    def gather(self, ids: Tensor) -> Tensor:
+        """Records [R, record_bytes] of distinct token ids [R] on the host; each is checked.
+
+        Raises:
+            CheckpointError: a record has changed since it was written.
+        """
+        index = ids.numpy()
+        self._advise(index)
+        records = torch.from_numpy(np.take(self._records, index, axis=0))
+        wrong = self.layout.check_of(records) != records.view(torch.int32)[:, -1]
+        if wrong.any():
+            token = int(ids[wrong][0])
+            raise CheckpointError(
+                f"{self.path}: the record of token {token} was changed after it was written"
+            )
+        return records
+
+    def _advise(self, index: np.ndarray) -> None:
+        """Ask for the distinct pages of some records; first drop all where they would exceed the bound."""
+        first = (self._start + np.sort(index) * self.layout.record_bytes) // mmap.PAGESIZE
+        last = (self._start + (np.sort(index) + 1) * self.layout.record_bytes - 1) // mmap.PAGESIZE
+        starts = np.flatnonzero(np.r_[True, first[1:] > last[:-1] + 1])
+        ends = np.r_[starts[1:] - 1, len(first) - 1]
+        lengths = (last[ends] - first[starts] + 1) * mmap.PAGESIZE
+        self._touched += int(lengths.sum()) + _FAULT_AROUND * len(starts)
+        if self._touched > self.resident_bytes:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = int(lengths.sum()) + _FAULT_AROUND * len(starts)
+        size = len(self._map)
+        for start, length in zip((first[starts] * mmap.PAGESIZE).tolist(), lengths.tolist(), strict=True):
+            self._map.madvise(mmap.MADV_WILLNEED, start, min(length, size - start))
+
+    @property
+    def bytes(self) -> int:
+        """The file's size."""
+        return os.stat(self.path).st_size

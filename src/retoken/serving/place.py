@@ -1,0 +1,182 @@
+"""place: decide where the rows of a model live (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from retoken.attach.api import stack_of
+from retoken.attach.checkpoint import is_folded
+from retoken.errors import AttachError, CheckpointError, ConfigError
+from retoken.nn import ModulatorStack, TokenTable
+from retoken.serving.layout import RecordLayout
+from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
+from retoken.serving.reader import FolderReader, TensorReader, layout_of
+from retoken.serving.source import PlacedRows, PlacedTable
+from retoken.serving.tiers import Homes, MemoryTier, Tier, TierUse, assign, check_request, fill, read_counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a model's rows live."""
+
+    rows: str
+    """Row type."""
+    record_bytes: int
+    """Bytes read for a token, all layers."""
+    tiers: tuple[TierUse, ...]
+    """The fastest first."""
+    path: str | None = None
+    """The packed file, where one is served."""
+
+    def __str__(self) -> str:
+        """A line a tier."""
+        head = f"rows in {self.rows}, {self.record_bytes} bytes a token"
+        lines = [f"  {use.name:6}  {use.tokens:9} tokens  {use.bytes:15} bytes" for use in self.tiers]
+        served = [f"  served from {self.path}"] if self.path else []
+        return "\n".join([head, *lines, *served])
+
+
+def place(
+    model: PreTrainedModel,
+    tables: Literal["device", "host", "disk"] = "device",
+    *,
+    budget: Mapping[str, int] | None = None,
+    path: str | Path | None = None,
+    rows: str | None = None,
+    counts: Any = None,
+    verify: bool | str | Path = False,
+) -> Placement:
+    """Move a model's rows to where they are to be served from; inference only (Sec. 3.3).
+
+    Args:
+        model: an attached model with plain tables, folded or not. It changes in place: tables whose rows live
+            elsewhere are released.
+        tables: the lowest tier in use: it takes what `budget` leaves for it.
+        budget: bytes of each tier, at or above `tables`; tiers above it get the most frequent tokens.
+        path: the packed file. It is served, or read, where it exists, and written first where it does not.
+        rows: float32, bfloat16, int8 or float8_e4m3; None: the file's, or the one that keeps rows as is.
+        counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`.
+        verify: recompute every fetched row and compare: True keeps the tables for it, a model folder is read.
+
+    Returns:
+        What lives where; also `model.retoken.source.placement`.
+
+    Raises:
+        AttachError: nothing is attached, or tables are divided or placed already.
+        CheckpointError: the file is truncated, foreign, changed, or of another model.
+        ConfigError: a request that is not understood, or does not fit, with the numbers.
+    """
+    stack, asked = stack_of(model), check_request(tables, budget)
+    reader = _reader(model, stack)
+    if tables == "disk" and path is None:
+        raise ConfigError('path is None; accepted with tables="disk": the packed file to serve or to write')
+    if tables == "device" and rows is None and path is None:
+        return _resident(reader, asked)
+    layout = layout_of(reader, rows) if path is None or not Path(path).exists() else None
+    wanted = read_counts(counts, reader.shape()[0])
+    if layout is not None:
+        assign(layout, tables, asked, wanted)  # refused before anything is written
+    packed = None if path is None else _packed(reader, Path(path), rows)
+    layout = packed.layout if packed is not None else layout
+    assert layout is not None
+    homes = assign(layout, tables, asked, wanted)
+    return _move(stack, reader, layout, homes, packed, _check_reader(reader, verify))
+
+
+def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
+    parts = {int(layer): module.table for layer, module in stack.layers.items()}
+    for layer, table in parts.items():
+        if type(table) is not TokenTable:
+            kind = type(table).__name__
+            raise AttachError(f"layer {layer} has a {kind}; place takes plain tables, once")
+    weights: dict[int, Tensor] = {i: table.weight.detach() for i, table in parts.items()}  # pyright: ignore
+    return TensorReader(weights, is_folded(model.config))
+
+
+def _resident(reader: TensorReader, budget: Mapping[str, int]) -> Placement:
+    """The tables as they are."""
+    total = sum(table.nbytes for table in reader.tables.values())
+    tokens = reader.shape()[0]
+    if total > budget.get("device", total):
+        raise ConfigError(
+            f"budget of device is {budget['device']} bytes; needed for {tokens} tokens: {total} bytes"
+        )
+    first = next(iter(reader.tables.values()))
+    use = TierUse(name="device", tokens=tokens, bytes=total)
+    kind = str(first.dtype).removeprefix("torch.")
+    return Placement(rows=kind, record_bytes=total // tokens, tiers=(use,))
+
+
+def _packed(reader: TensorReader, path: Path, rows: str | None) -> PackedFile:
+    """The packed file at `path`, of this model's rows."""
+    if not path.exists():
+        pack(reader, path, rows)
+    packed = PackedFile(path)
+    own = layout_of(reader, packed.layout.rows)
+    if rows is not None and rows != packed.layout.rows:
+        raise CheckpointError(f"{path}: rows are {packed.layout.rows}; asked for: {rows}")
+    if own != packed.layout:
+        differs = {k: v for k, v in packed.layout.to_dict().items() if own.to_dict()[k] != v}
+        accepted = {k: own.to_dict()[k] for k in differs}
+        raise CheckpointError(f"{path}: of another model: {differs}; accepted: {accepted}")
+    if fingerprint(own, lambda ids: own.encode(reader.some(ids))) != packed.fingerprint:
+        raise CheckpointError(f"{path}: of another model: its rows are not this model's")
+    return packed
+
+
+def _check_reader(reader: TensorReader, verify: bool | str | Path) -> TensorReader | FolderReader | None:
+    if isinstance(verify, bool):
+        return reader if verify else None
+    return FolderReader(Path(verify))
+
+
+def _move(
+    stack: ModulatorStack,
+    reader: TensorReader,
+    layout: RecordLayout,
+    homes: Homes,
+    packed: PackedFile | None,
+    check: TensorReader | FolderReader | None,
+) -> Placement:
+    """Fill the tiers, then let the layers read from them and the tables go."""
+    first = next(iter(reader.tables.values()))
+    tiers = _build_tiers(layout, homes, packed, first.device)
+    if homes.names != ("disk",):
+        fill(tiers, homes, blocks(reader, layout) if packed is None else _stored(packed))
+    source = PlacedRows(layout, tiers, homes, first.dtype, first.device, check)
+    served = str(packed.path) if packed is not None and "disk" in homes.names else None
+    source.placement = Placement(
+        rows=layout.rows, record_bytes=layout.record_bytes, tiers=homes.uses(layout), path=served
+    )
+    for layer, module in stack.layers.items():
+        module.table = PlacedTable(int(layer), source)
+    stack.source = source  # pyright: ignore
+    return source.placement
+
+
+def _build_tiers(
+    layout: RecordLayout, homes: Homes, packed: PackedFile | None, device: torch.device
+) -> dict[str, Tier]:
+    tiers: dict[str, Tier] = {}
+    for name in homes.names:
+        if name == "disk":
+            assert packed is not None
+            tiers[name] = packed
+        elif name == "host":
+            tiers[name] = MemoryTier.on_host(max(homes.count(name), 1), layout.record_bytes)
+        else:
+            tiers[name] = MemoryTier.on_device(homes.count(name), layout.record_bytes, device)
+    return tiers
+
+
+def _stored(packed: PackedFile) -> Iterator[tuple[int, Tensor]]:
+    step = max(BLOCK_BYTES // packed.layout.record_bytes, 1)
+    for start in range(0, packed.layout.vocab_size, step):
+        yield start, packed.gather(torch.arange(start, min(start + step, packed.layout.vocab_size)))

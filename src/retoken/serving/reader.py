@@ -1,0 +1,118 @@
+"""Where rows are read from before they are placed: a model's tables, or a model folder's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from retoken.attach.checkpoint import FIELD, FOLDED
+from retoken.checkpoint.files import read_json
+from retoken.errors import CheckpointError
+from retoken.ops.quantize import STORED
+from retoken.serving.layout import RecordLayout
+
+LIKE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float32"}
+"""The row type that keeps a table's rows as they are."""
+
+
+class RowReader(Protocol):
+    """Gives rows of every layer."""
+
+    def shape(self) -> tuple[int, ...]:
+        """Of each table: [V, D] or [V, E, D]."""
+        ...
+
+    def block(self, start: int, stop: int) -> dict[int, Tensor]:
+        """{layer: rows [stop - start, ...]}."""
+        ...
+
+    def some(self, ids: Tensor) -> dict[int, Tensor]:
+        """{layer: rows [R, ...]} of token ids [R]."""
+        ...
+
+
+class TensorReader:
+    """Rows of tables that are in memory."""
+
+    def __init__(self, tables: Mapping[int, Tensor], folded: bool) -> None:
+        self.tables, self.folded = dict(tables), folded
+
+    def shape(self) -> tuple[int, ...]:
+        """Of each table."""
+        return tuple(next(iter(self.tables.values())).shape)
+
+    def block(self, start: int, stop: int) -> dict[int, Tensor]:
+        """Rows of successive tokens."""
+        return {layer: table[start:stop] for layer, table in self.tables.items()}
+
+    def some(self, ids: Tensor) -> dict[int, Tensor]:
+        """Rows of any tokens."""
+        return {layer: table[ids.to(table.device)] for layer, table in self.tables.items()}
+
+
+class FolderReader:
+    """Rows in the safetensors files of a folder that `save_pretrained` or `retoken export` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        written = read_json(folder / "config.json").get(FIELD)
+        self.folded = isinstance(written, dict) and written.get("modulator", {}).get(FOLDED) is True
+        try:
+            self.slices = self._open()
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder}: no readable safetensors model ({error})") from None
+        if not self.slices:
+            raise CheckpointError(f"{folder}: holds no retoken.layers.*.table; accepted: an attached model")
+
+    def _open(self) -> dict[int, object]:
+        index = self.folder / SAFE_WEIGHTS_INDEX_NAME
+        files = {SAFE_WEIGHTS_NAME}
+        if index.is_file():
+            files = set(read_json(index)["weight_map"].values())
+        slices: dict[int, object] = {}
+        for file in sorted(files):
+            opened = safe_open(str(self.folder / file), framework="pt")
+            for key in opened.keys():  # noqa: SIM118
+                if key.startswith("retoken.layers.") and key.endswith(".table"):
+                    slices[int(key.split(".")[2])] = opened.get_slice(key)
+        return dict(sorted(slices.items()))
+
+    def shape(self) -> tuple[int, ...]:
+        """Of each table."""
+        return tuple(next(iter(self.slices.values())).get_shape())  # pyright: ignore
+
+    def block(self, start: int, stop: int) -> dict[int, Tensor]:
+        """Rows of successive tokens."""
+        return {layer: part[start:stop] for layer, part in self.slices.items()}  # pyright: ignore
+
+    def some(self, ids: Tensor) -> dict[int, Tensor]:
+        """Rows of any tokens."""
+        each = [self.block(i, i + 1) for i in ids.tolist()]
+        return {layer: torch.cat([rows[layer] for rows in each]) for layer in self.slices}
+
+
+def layout_of(reader: TensorReader | FolderReader, rows: str | None = None) -> RecordLayout:
+    """The layout of a reader's rows; `rows` None: the type that keeps them as they are.
+
+    Raises:
+        ConfigError: no such row type, or rows that none keeps as they are.
+    """
+    shape = reader.shape()
+    first = reader.block(0, 1)
+    if rows is None:
+        rows = LIKE.get(next(iter(first.values())).dtype, f"none of {', '.join(STORED)}")
+    return RecordLayout(
+        vocab_size=shape[0],
+        layers=tuple(first),
+        rows_per_token=shape[1] if len(shape) == 3 else None,
+        width=shape[-1],
+        rows=rows,
+        folded=reader.folded,
+    )

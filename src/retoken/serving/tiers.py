@@ -1,0 +1,212 @@
+"""The tiers records can live in, and which token lives in which."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retoken.errors import ConfigError
+from retoken.serving.layout import RecordLayout
+
+TIERS = ("device", "host", "disk")
+"""From the fastest to the largest."""
+COUNTS_FILE = "token_counts.npy"
+
+
+class Tier(Protocol):
+    """Keeps records, by their number in it."""
+
+    def gather(self, slots: Tensor, /) -> Tensor:
+        """Records [R, record_bytes] of slots [R]."""
+        ...
+
+
+class MemoryTier:
+    """Records in memory: on a device, or shared by a process and those it forks."""
+
+    def __init__(self, records: Tensor) -> None:
+        self.records = records
+
+    @classmethod
+    def on_host(cls, count: int, record_bytes: int) -> MemoryTier:
+        """Empty records in an anonymous shared mapping.
+
+        Raises:
+            ConfigError: the machine has not that much memory left.
+        """
+        needed, free = count * record_bytes, _available_bytes()
+        if free is not None and needed > free:
+            raise ConfigError(f"host tier needs {needed} bytes for {count} tokens; available: {free} bytes")
+        try:
+            memory = mmap.mmap(-1, needed)
+        except OSError as error:
+            raise ConfigError(
+                f"host tier needs {needed} bytes for {count} tokens; refused: {error}"
+            ) from None
+        return cls(torch.frombuffer(memory, dtype=torch.uint8).view(count, record_bytes))
+
+    @classmethod
+    def on_device(cls, count: int, record_bytes: int, device: torch.device) -> MemoryTier:
+        """Empty records in a device's memory.
+
+        Raises:
+            ConfigError: the device has not that much left.
+        """
+        try:
+            return cls(torch.empty(count, record_bytes, dtype=torch.uint8, device=device))
+        except RuntimeError as error:
+            needed = count * record_bytes
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"device tier needs {needed} bytes for {count} tokens; {reason}") from None
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """Records [R, record_bytes] of slots [R], on the tier's device."""
+        return self.records.index_select(0, slots.to(self.records.device))
+
+
+def _available_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TierUse:
+    """What a tier holds."""
+
+    name: str
+    """device, host or disk."""
+    tokens: int
+    """Tokens whose records are read from it."""
+    bytes: int
+    """What it takes: on disk the whole file's records, for every token has one there."""
+
+
+class Homes(NamedTuple):
+    """Which tier each token's record is in, and where there."""
+
+    names: tuple[str, ...]
+    """The tiers in use, the fastest first."""
+    tier_V: Tensor
+    """[V] index into `names`."""
+    slot_V: Tensor
+    """[V] the record's number in its tier; on disk the token's id."""
+
+    def count(self, name: str) -> int:
+        """Tokens in a tier."""
+        return int((self.tier_V == self.names.index(name)).sum())
+
+    def uses(self, layout: RecordLayout) -> tuple[TierUse, ...]:
+        """What each tier holds."""
+        tokens = {name: self.count(name) for name in self.names}
+        stored = {name: layout.vocab_size if name == "disk" else n for name, n in tokens.items()}
+        return tuple(
+            TierUse(name=name, tokens=tokens[name], bytes=stored[name] * layout.record_bytes)
+            for name in self.names
+        )
+
+
+def check_request(tables: str, budget: Any) -> dict[str, int]:
+    """The budget of each tier named.
+
+    Raises:
+        ConfigError: unknown or lower tiers, or no numbers of bytes.
+    """
+    if tables not in TIERS:
+        raise ConfigError(f"tables is {tables!r}; accepted: {', '.join(TIERS)}")
+    allowed = TIERS[: TIERS.index(tables) + 1]
+    budget = {} if budget is None else budget
+    if not isinstance(budget, Mapping) or not set(budget) <= set(allowed):
+        raise ConfigError(
+            f'budget is {budget!r}; accepted with tables="{tables}": bytes of {", ".join(allowed)}'
+        )
+    for name, size in budget.items():
+        if type(size) is not int or size < 0:
+            raise ConfigError(f"budget of {name} is {size!r}; accepted: a number of bytes from 0")
+    return dict(budget)
+
+
+def assign(layout: RecordLayout, tables: str, budget: Mapping[str, int], counts: Tensor | None) -> Homes:
+    """The most frequent tokens in the fastest tier that has room; the rest in `tables`.
+
+    Raises:
+        ConfigError: it does not fit, or no counts say which tokens are frequent.
+    """
+    above = [name for name in TIERS[: TIERS.index(tables)] if budget.get(name, 0) >= layout.record_bytes]
+    if above and counts is None:
+        raise ConfigError("counts is None; accepted with a budget for several tiers: each token's frequency")
+    order = torch.arange(layout.vocab_size)
+    if above and counts is not None:
+        order = counts.argsort(descending=True, stable=True)
+    names = (*above, tables)
+    tier_V, slot_V = torch.zeros_like(order), torch.zeros_like(order)
+    first = 0
+    for number, name in enumerate(names):
+        room = layout.vocab_size if name == tables else budget[name] // layout.record_bytes
+        taken = order[first : first + room]
+        tier_V[taken] = number
+        slot_V[taken] = taken if name == "disk" else torch.arange(len(taken))
+        first += len(taken)
+    homes = Homes(names, tier_V, slot_V)
+    _check_fits(homes, layout, tables, budget)
+    return homes
+
+
+def _check_fits(homes: Homes, layout: RecordLayout, tables: str, budget: Mapping[str, int]) -> None:
+    use = next(use for use in homes.uses(layout) if use.name == tables)
+    if tables in budget and use.bytes > budget[tables]:
+        raise ConfigError(
+            f"budget of {tables} is {budget[tables]} bytes; needed for {use.tokens} tokens left of "
+            f"{layout.vocab_size}: {use.bytes} bytes ({layout.record_bytes} each)"
+        )
+
+
+def read_counts(counts: Any, vocab_size: int) -> Tensor | None:
+    """How often each token occurs, int64 [V]; ids that were never counted have 0.
+
+    Args:
+        counts: an array or tensor [up to V]; a `token_counts.npy` (its first row, the training split), or the
+            token store it lies in.
+        vocab_size: V.
+
+    Raises:
+        ConfigError: another shape, or not readable.
+    """
+    if counts is None:
+        return None
+    if isinstance(counts, str | Path):
+        counts = _load_counts(Path(counts))
+    found = torch.as_tensor(counts)
+    if found.dim() != 1 or found.shape[0] > vocab_size:
+        raise ConfigError(f"counts has shape {list(found.shape)}; accepted: [up to {vocab_size}]")
+    out = torch.zeros(vocab_size, dtype=torch.float64)
+    out[: found.shape[0]] = found.to(torch.float64)
+    return out
+
+
+def _load_counts(path: Path) -> np.ndarray:
+    path = path / COUNTS_FILE if path.is_dir() else path
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"counts: {path} cannot be read ({error}); accepted: an .npy of counts") from None
+    return found[0].astype(np.int64) if found.ndim == 2 else found
+
+
+def fill(tiers: Mapping[str, Any], homes: Homes, records: Iterable[tuple[int, Tensor]]) -> None:
+    """Put (first token, records) of all tokens into the tiers in memory."""
+    for start, block in records:
+        tier, slot = homes.tier_V[start : start + len(block)], homes.slot_V[start : start + len(block)]
+        for name, kept in tiers.items():
+            if isinstance(kept, MemoryTier):
+                here = tier == homes.names.index(name)
+                kept.records[slot[here].to(kept.records.device)] = block[here].to(kept.records.device)

@@ -1,0 +1,123 @@
+"""The packed file: round trip, refusals by name, and what it keeps resident."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+import retoken
+from retoken.errors import CheckpointError
+from retoken.serving import PackedFile
+from retoken.testing import VOCAB, token_ids
+
+
+@pytest.fixture
+def packed(build, tmp_path):
+    """A model folder and the packed file made of it."""
+    build("mort").save_pretrained(tmp_path / "model")
+    retoken.pack(tmp_path / "model", tmp_path / "rows.safetensors")
+    return tmp_path / "rows.safetensors"
+
+
+def test_a_folder_and_a_model_pack_to_the_same_bytes(build, packed, tmp_path):
+    retoken.place(build("mort"), "disk", path=tmp_path / "other")
+    assert packed.read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_folders_in_several_files_pack_to_the_same_bytes(build, packed, tmp_path):
+    build("mort").save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    size = retoken.pack(tmp_path / "sharded", tmp_path / "other")
+    assert packed.read_bytes() == (tmp_path / "other").read_bytes()
+    assert size == packed.stat().st_size
+
+
+def test_every_row_comes_back(build, packed):
+    file, ids = PackedFile(packed), torch.arange(VOCAB)
+    records = file.gather(ids)
+    for layer, module in retoken.modulators(build("mort")).items():
+        assert torch.equal(module.lookup(ids), file.layout.decode(records, layer, torch.float32))
+
+
+def test_it_is_a_safetensors_file_of_one_aligned_tensor(packed):
+    tensors = safetensors.torch.load_file(packed)
+    assert {k: (v.dtype, v.shape[0]) for k, v in tensors.items()} == {"retoken.rows": (torch.uint8, VOCAB)}
+    first = 8 + int.from_bytes(packed.read_bytes()[:8], "little")
+    assert first % 4096 == 0 and tensors["retoken.rows"].shape[1] % 64 == 0
+
+
+def test_nothing_is_left_of_a_file_that_failed(tmp_path):
+    with pytest.raises(CheckpointError, match=r"config\.json: missing"):
+        retoken.pack(tmp_path, tmp_path / "rows")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_truncated_and_longer_files_are_refused(packed, tmp_path):
+    data = packed.read_bytes()
+    for name, content in {"short": data[:-64], "long": data + b"\0" * 64}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"{name}: {len(content)} bytes; expected {len(data)}"):
+            PackedFile(tmp_path / name)
+    (tmp_path / "stub").write_bytes(data[:100])
+    with pytest.raises(CheckpointError, match="stub: not a packed file"):
+        PackedFile(tmp_path / "stub")
+    with pytest.raises(CheckpointError, match="gone: missing"):
+        PackedFile(tmp_path / "gone")
+
+
+def test_foreign_files_are_refused(packed, tmp_path):
+    safetensors.torch.save_file({"a": torch.ones(3)}, tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match=r"foreign: format is None; accepted: 'retoken\.rows'"):
+        PackedFile(tmp_path / "foreign")
+    (tmp_path / "text").write_text(json.dumps({"hello": "world"}))
+    with pytest.raises(CheckpointError, match="text: not a packed file"):
+        PackedFile(tmp_path / "text")
+
+
+def test_a_newer_format_is_refused(packed, tmp_path):
+    newer = packed.read_bytes().replace(b'"format_version":"1"', b'"format_version":"2"', 1)
+    (tmp_path / "newer").write_bytes(newer)
+    with pytest.raises(CheckpointError, match="format_version is 2; accepted: 1"):
+        PackedFile(tmp_path / "newer")
+
+
+def test_a_change_is_told_at_the_start_or_when_it_is_read(build, packed):
+    file = PackedFile(packed)
+    sampled = set(torch.linspace(0, VOCAB - 1, 64, dtype=torch.float64).long().tolist())
+    silent = next(i for i in range(3, VOCAB) if i not in sampled)
+    start, size = file._start, file.layout.record_bytes
+    for token, where in ((silent, "read"), (0, "start")):
+        data = bytearray(packed.read_bytes())
+        data[start + token * size + 5] ^= 1
+        packed.write_bytes(data)
+        if where == "start":
+            with pytest.raises(CheckpointError, match="token 0 was changed"):
+                PackedFile(packed)
+            continue
+        model = build("mort")
+        retoken.place(model, "disk", path=packed)
+        with pytest.raises(
+            CheckpointError, match=rf"rows\.safetensors: the record of token {token} was changed"
+        ):
+            model(input_ids=torch.tensor([[5, token]]))
+
+
+def test_files_of_other_models_are_refused(build, packed):
+    with pytest.raises(CheckpointError, match="its rows are not this model's"):
+        retoken.place(build("mort", seed=2), "disk", path=packed)
+    with pytest.raises(CheckpointError, match=r"of another model: .*rows_per_token"):
+        retoken.place(build("retoken"), "disk", path=packed)
+    with pytest.raises(CheckpointError, match="'folded': False"):
+        retoken.place(build("mort", folded=True), "disk", path=packed)
+    with pytest.raises(CheckpointError, match="rows are float32; asked for: int8"):
+        retoken.place(build("mort"), "disk", path=packed, rows="int8")
+
+
+def test_few_pages_stay_resident(packed):
+    file = PackedFile(packed, resident_bytes=1 << 20)
+    wanted = file.gather(token_ids(1, 5)[0])
+    for seed in range(40):
+        file.gather(token_ids(1, 5, seed=seed)[0].unique())
+        assert file._touched <= (1 << 20) + 5 * (2 * 4096 + (64 << 10))
+    assert torch.equal(wanted, file.gather(token_ids(1, 5)[0]))
