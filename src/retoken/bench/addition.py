@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from retoken.ops.row_update.kernel import compiled
 from retoken.ops.row_update.lanes import LANES, ask_for, load, store
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@compiled
 def add_rows(weight, grad, ids, start, stop):
     """weight[ids] += grad for rows start to stop, [V, N] and [R, N] float32; asks for the next row ahead."""
     width, full = weight.shape[1], weight.shape[1] // LANES * LANES

@@ -41,7 +41,7 @@ AHEAD = 2048
 """Bytes, about, that are asked for before they are needed; at least a row."""
 
 
-def _compiled(function):
+def compiled(function):
     """`njit` without reference counts (_nrt), which each row would change in memory that all threads share.
 
     No fastmath: a NaN stays one, nothing is reordered.
@@ -53,7 +53,7 @@ def _compiled(function):
         return decorate()(function)
 
 
-@_compiled
+@compiled
 def adamw(
     weight, first, second, grad, ids, touches, lines, settled, log_decay, rates, key, place, start, stop
 ):
@@ -75,7 +75,7 @@ def adamw(
             _write(weight, r, full, width - full, w, row_key, place[2] + full)
 
 
-@_compiled
+@compiled
 def row_wise(weight, mean_sq, grad, ids, touches, lines, settled, log_decay, rates, key, place, start, stop):
     """`naive.row_wise` for [V, N] with [V, P] states of N / P numbers each, rows ids[start:stop].
 
@@ -110,7 +110,7 @@ def row_wise(weight, mean_sq, grad, ids, touches, lines, settled, log_decay, rat
             squares = sum_of(total)
 
 
-@_compiled
+@compiled
 def decay(weight, ids, settled, log_decay, key, place, start, stop):
     """`naive.decay` for [V, N], rows ids[start:stop]."""
     width = weight.shape[1]
@@ -123,7 +123,7 @@ def decay(weight, ids, settled, log_decay, key, place, start, stop):
                 _write(weight, r, c, n, factor * load(weight, r, c, n), row_key, place[2] + c)
 
 
-@_compiled
+@compiled
 def _adamw(weight, first, second, grad, r, i, c, n, own, shared):
     step, root, factor = own
     rest1, beta2, rest2, eps = shared
@@ -135,14 +135,14 @@ def _adamw(weight, first, second, grad, r, i, c, n, own, shared):
     return factor * load(weight, r, c, n) - step * m / (root_of(v) * root + eps)
 
 
-@_compiled
+@compiled
 def _row_wise_scale(mean_sq, r, part, mean, step, root, rates):
     v = F32(rates[2]) * mean_sq[r, part] + F32(1 - rates[2]) * mean
     mean_sq[r, part] = v
     return step / (math.sqrt(v) * root + F32(rates[3]))
 
 
-@_compiled
+@compiled
 def _sum_of_squares(grad, i, width):
     total = lanes_of(F32(0))
     for c in range(0, width, LANES):
@@ -151,13 +151,13 @@ def _sum_of_squares(grad, i, width):
     return sum_of(total)
 
 
-@_compiled
+@compiled
 def _lead(weight):
     """How many rows ahead to ask: short rows are over before memory has answered."""
     return 1 + AHEAD // (weight.shape[1] * weight.itemsize)
 
 
-@_compiled
+@compiled
 def _row_numbers(r, ahead, touches, lines, settled, log_decay, rates):
     """lr with the first moment's correction, the second's, and the decay; counts this touch."""
     line = 0
@@ -169,7 +169,7 @@ def _row_numbers(r, ahead, touches, lines, settled, log_decay, rates):
     return F32(rates[0] * lines[line, 0]), F32(lines[line, 1]), factor
 
 
-@_compiled
+@compiled
 def _decay_factor(r, ahead, settled, log_decay):
     factor = F32(1)
     if settled.shape[0] > 0:
@@ -179,7 +179,7 @@ def _decay_factor(r, ahead, settled, log_decay):
     return factor
 
 
-@_compiled
+@compiled
 def _row_key(key, r, place):
     x = U64(place[0] + r * place[1] + 1) * GOLDEN64 + key
     x = (x ^ (x >> U64(30))) * MIX64_A
@@ -199,7 +199,7 @@ def _write_in_type(weight, r, c, n, w, row_key, column):
     return lambda weight, r, c, n, w, row_key, column: store(weight, r, c, n, _rounded(w, row_key, column))
 
 
-@_compiled
+@compiled
 def _rounded(w, row_key, column):
     """`noise.round_stochastically` with `noise.noise_bits`, as the low halves of words."""
     bits = bits_of(w)
@@ -209,7 +209,7 @@ def _rounded(w, row_key, column):
     return where_below(size, lanes_of(INFINITY), drawn, not_finite) >> U32(16)
 
 
-@_compiled
+@compiled
 def _drawn(row_key, column):
     low, high = U32(row_key & U64(0xFFFFFFFF)), U32(row_key >> U64(32))
     x = counted_from(column) * GOLDEN32 + low
