@@ -1,11 +1,13 @@
 """Folding: the same outputs from rows that hold what is constant (Eq. 8); saved, loaded, taken off."""
 
+import json
+
 import pytest
 import torch
 import transformers
 
 import retoken
-from retoken.errors import AttachError, ConfigError
+from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.ops import naive
 from retoken.testing import DEPTH, assert_close, randomize, tiny_model, token_ids
 
@@ -104,3 +106,12 @@ def test_what_cannot_be_folded_is_refused_and_stays():
     retoken.fold(model.eval())
     with pytest.raises(AttachError, match="folded already"):
         retoken.fold(model)
+
+
+def test_a_config_that_is_not_clear_about_folding_is_refused(tmp_path):
+    retoken.attach(tiny_model("llama"), retoken.ReTokenConfig()).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written["retoken"]["modulator"]["folded"] = "yes"
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    with pytest.raises(CheckpointError, match=r"folded is 'yes'; accepted: true or false"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -65,7 +65,7 @@ def test_the_page_names_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -
         "weight gradients",
         "table optimizer",
         "fewest bytes: layout V (4 x 1), exchange mixed",
-        " bytes a table parameter, against 16",
+        "4.08 bytes a table parameter, against 16",
     ):
         assert words in out, words
     assert max(map(len, out.splitlines())) <= 100

@@ -101,7 +101,9 @@ def install_from_config(model: PreTrainedModel) -> None:
     """
     family, config = read_field(model.config)
     anatomy = dissect(model, family)
-    _install(model, anatomy, _build_stack(model, anatomy, config, folded=is_folded(model.config)))
+    _install(
+        model, anatomy, _build_stack(model, anatomy, config, folded=is_folded(getattr(model.config, FIELD)))
+    )
 
 
 def _build_stack(

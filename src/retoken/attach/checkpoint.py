@@ -67,7 +67,7 @@ class AttachedModel:
         except SafetensorError as error:
             raise CheckpointError(f"{name}: a safetensors file is broken: {error}") from error
         _refuse_gaps(name, info, asked["ignore_mismatched_sizes"])
-        if is_folded(model.config):  # transformers lets every loaded parameter train
+        if is_folded(getattr(model.config, FIELD)):  # transformers lets every loaded parameter train
             model.retoken.requires_grad_(False)
         return (model, info) if asked["output_loading_info"] else model
 
@@ -128,13 +128,18 @@ def read_field(config: PreTrainedConfig) -> tuple[Family, ModulatorConfig]:
         raise CheckpointError(
             f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote"
         )
-    modulator = {k: v for k, v in written["modulator"].items() if k != FOLDED}
+    modulator = dict(written["modulator"])
+    folded = modulator.pop(FOLDED, False)
+    if type(folded) is not bool:
+        raise CheckpointError(
+            f"config.json: {FIELD}.modulator.{FOLDED} is {folded!r}; accepted: true or false"
+        )
     return Family(**written["family"]), config_from_dict(modulator)
 
 
-def is_folded(config: PreTrainedConfig) -> bool:
-    """Whether the config of an attached model says that its tables are folded (Eq. 8)."""
-    return getattr(config, FIELD, {}).get("modulator", {}).get(FOLDED) is True
+def is_folded(written: Any) -> bool:
+    """Whether an attached model's field in its config says that its tables are folded (Eq. 8)."""
+    return isinstance(written, dict) and written.get("modulator", {}).get(FOLDED) is True
 
 
 @functools.cache

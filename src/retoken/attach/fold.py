@@ -45,7 +45,7 @@ def _foldable(model: PreTrainedModel) -> ModulatorStack:
     if not isinstance(model, PreTrainedModel) or not hasattr(model, "retoken"):
         kind = type(model).__name__
         raise AttachError(f"{kind} carries no token-indexed parameters; retoken.attach puts them on")
-    if is_folded(model.config):
+    if is_folded(getattr(model.config, FIELD)):
         raise AttachError("the model is folded already; fold takes a model as it was trained")
     if model.training:
         raise AttachError("the model is in training mode; fold is for inference: call model.eval() first")

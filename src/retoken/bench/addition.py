@@ -3,8 +3,6 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
-import numpy as np
-
 from retoken.ops.row_update.kernel import compiled
 from retoken.ops.row_update.lanes import LANES, ask_for, load, store
 
@@ -19,5 +17,5 @@ def add_rows(weight, grad, ids, start, stop):
             ask_for(weight, ahead, c)
             store(weight, r, c, LANES, load(weight, r, c, LANES) + load(grad, i, c, LANES))
         if full < width:
-            n = np.intp(width - full)
+            n = width - full
             store(weight, r, full, n, load(weight, r, full, n) + load(grad, i, full, n))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -59,7 +58,9 @@ class RowAdamW(RowOptimizer):
         super().__init__(params, defaults, bias_correction=bias_correction, seed=seed, origins=origins)
 
     def _moments(self, parameter: nn.Parameter) -> dict[str, Callable[[], Tensor]]:
-        make = functools.partial(zeros_like_rows, parameter, huge_pages=self._has_room())
+        def make() -> Tensor:
+            return zeros_like_rows(parameter, huge_pages=self._has_room())
+
         return {"exp_avg": make, "exp_avg_sq": make}
 
     def _betas(self, group: dict[str, Any]) -> tuple[float, float]:

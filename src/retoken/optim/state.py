@@ -17,7 +17,7 @@ FROM_BYTES = 1 << 20
 
 
 def zeros_like_rows(
-    parameter: nn.Parameter, shape: Iterable[int] | None = None, *, huge_pages: bool = False
+    parameter: nn.Parameter, shape: Iterable[int] | None = None, *, huge_pages: bool = True
 ) -> Tensor:
     """Zeros in the type of a table's state; of its shape, or another."""
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -26,7 +26,7 @@ def zeros_like_rows(
 
 
 def zeros(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, huge_pages: bool = False
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, huge_pages: bool = True
 ) -> Tensor:
     """Zeros that take memory on a CPU page by page, as they are first written."""
     size = math.prod(shape) * dtype.itemsize

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
 from retoken.errors import CheckpointError
 from retoken.serving.layout import RecordLayout
-from retoken.serving.reader import FolderReader, TensorReader, layout_of
+from retoken.serving.reader import FolderReader, RowReader, layout_of
 
 FORMAT = "retoken.rows"
 FORMAT_VERSION = 1
@@ -32,7 +31,7 @@ Gather = Callable[[Tensor], Tensor]
 """Records [R, record_bytes] of token ids [R]."""
 
 
-def blocks(reader: TensorReader | FolderReader, layout: RecordLayout) -> Iterator[tuple[int, Tensor]]:
+def blocks(reader: RowReader, layout: RecordLayout) -> Iterator[tuple[int, Tensor]]:
     """(first token, records) of all tokens, some megabytes at a time."""
     step = max(BLOCK_BYTES // layout.record_bytes, 1)
     for start in range(0, layout.vocab_size, step):
@@ -48,7 +47,7 @@ def fingerprint(layout: RecordLayout, gather: Gather) -> str:
     return digest.hexdigest()
 
 
-def pack(source: TensorReader | FolderReader | str | Path, path: str | Path, rows: str | None = None) -> int:
+def pack(source: RowReader | str | Path, path: str | Path, rows: str | None = None) -> int:
     """Write a packed file, block by block, atomically.
 
     Args:
@@ -166,8 +165,3 @@ class PackedFile:
         size = len(self._map)
         for start, length in zip((first[starts] * mmap.PAGESIZE).tolist(), lengths.tolist(), strict=True):
             self._map.madvise(mmap.MADV_WILLNEED, start, min(length, size - start))
-
-    @property
-    def bytes(self) -> int:
-        """The file's size."""
-        return os.stat(self.path).st_size

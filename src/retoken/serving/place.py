@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from retoken.attach.api import stack_of
-from retoken.attach.checkpoint import is_folded
+from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
-from retoken.serving.reader import FolderReader, TensorReader, layout_of
+from retoken.serving.reader import FolderReader, RowReader, TensorReader, layout_of
 from retoken.serving.source import PlacedRows, PlacedTable
 from retoken.serving.tiers import Homes, MemoryTier, Tier, TierUse, assign, check_request, fill, read_counts
 
@@ -72,6 +72,7 @@ def place(
         AttachError: nothing is attached, or tables are divided or placed already.
         CheckpointError: the file is truncated, foreign, changed, or of another model.
         ConfigError: a request that is not understood, or does not fit, with the numbers.
+        DataError: counts that are none.
     """
     stack, asked = stack_of(model), check_request(tables, budget)
     reader = _reader(model, stack)
@@ -97,7 +98,7 @@ def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
             kind = type(table).__name__
             raise AttachError(f"layer {layer} has a {kind}; place takes plain tables, once")
     weights: dict[int, Tensor] = {i: table.weight.detach() for i, table in parts.items()}  # pyright: ignore
-    return TensorReader(weights, is_folded(model.config))
+    return TensorReader(weights, is_folded(getattr(model.config, FIELD)))
 
 
 def _resident(reader: TensorReader, budget: Mapping[str, int]) -> Placement:
@@ -131,7 +132,7 @@ def _packed(reader: TensorReader, path: Path, rows: str | None) -> PackedFile:
     return packed
 
 
-def _check_reader(reader: TensorReader, verify: bool | str | Path) -> TensorReader | FolderReader | None:
+def _check_reader(reader: TensorReader, verify: bool | str | Path) -> RowReader | None:
     if isinstance(verify, bool):
         return reader if verify else None
     return FolderReader(Path(verify))
@@ -143,7 +144,7 @@ def _move(
     layout: RecordLayout,
     homes: Homes,
     packed: PackedFile | None,
-    check: TensorReader | FolderReader | None,
+    check: RowReader | None,
 ) -> Placement:
     """Fill the tiers, then let the layers read from them and the tables go."""
     first = next(iter(reader.tables.values()))

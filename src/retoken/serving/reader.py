@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from retoken.attach.checkpoint import FIELD, FOLDED
+from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.checkpoint.files import read_json
 from retoken.errors import CheckpointError
 from retoken.ops.quantize import STORED
@@ -24,6 +24,11 @@ LIKE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "fl
 
 class RowReader(Protocol):
     """Gives rows of every layer."""
+
+    @property
+    def folded(self) -> bool:
+        """Whether they are of a folded model (Eq. 8)."""
+        ...
 
     def shape(self) -> tuple[int, ...]:
         """Of each table: [V, D] or [V, E, D]."""
@@ -62,8 +67,7 @@ class FolderReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        written = read_json(folder / "config.json").get(FIELD)
-        self.folded = isinstance(written, dict) and written.get("modulator", {}).get(FOLDED) is True
+        self.folded = is_folded(read_json(folder / "config.json").get(FIELD))
         try:
             self.slices = self._open()
         except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -98,7 +102,7 @@ class FolderReader:
         return {layer: torch.cat([rows[layer] for rows in each]) for layer in self.slices}
 
 
-def layout_of(reader: TensorReader | FolderReader, rows: str | None = None) -> RecordLayout:
+def layout_of(reader: RowReader, rows: str | None = None) -> RecordLayout:
     """The layout of a reader's rows; `rows` None: the type that keeps them as they are.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from retoken.errors import AttachError, CheckpointError
 from retoken.nn import Fetched, Rows, TokenTable
 from retoken.serving.layout import RecordLayout
-from retoken.serving.reader import FolderReader, TensorReader
+from retoken.serving.reader import RowReader
 from retoken.serving.tiers import Homes, Tier
 
 
@@ -51,7 +51,7 @@ class PlacedRows:
         homes: Homes,
         dtype: torch.dtype,
         device: torch.device,
-        check: TensorReader | FolderReader | None = None,
+        check: RowReader | None = None,
     ) -> None:
         self.layout, self.homes, self.dtype, self.device = layout, homes, dtype, device
         self.check = check

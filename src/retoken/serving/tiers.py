@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retoken.data.claim import COUNTS
 from retoken.errors import ConfigError
+from retoken.plan import Frequencies
 from retoken.serving.layout import RecordLayout
 
 TIERS = ("device", "host", "disk")
 """From the fastest to the largest."""
-COUNTS_FILE = "token_counts.npy"
 
 
 class Tier(Protocol):
@@ -171,7 +172,7 @@ def _check_fits(homes: Homes, layout: RecordLayout, tables: str, budget: Mapping
 
 
 def read_counts(counts: Any, vocab_size: int) -> Tensor | None:
-    """How often each token occurs, int64 [V]; ids that were never counted have 0.
+    """How often each token occurs, float64 [V] that sums to 1; ids that were never counted have 0.
 
     Args:
         counts: an array or tensor [up to V]; a `token_counts.npy` (its first row, the training split), or the
@@ -179,27 +180,16 @@ def read_counts(counts: Any, vocab_size: int) -> Tensor | None:
         vocab_size: V.
 
     Raises:
-        ConfigError: another shape, or not readable.
+        DataError: another shape, negative or no counts, or not readable.
     """
     if counts is None:
         return None
     if isinstance(counts, str | Path):
-        counts = _load_counts(Path(counts))
-    found = torch.as_tensor(counts)
-    if found.dim() != 1 or found.shape[0] > vocab_size:
-        raise ConfigError(f"counts has shape {list(found.shape)}; accepted: [up to {vocab_size}]")
-    out = torch.zeros(vocab_size, dtype=torch.float64)
-    out[: found.shape[0]] = found.to(torch.float64)
-    return out
-
-
-def _load_counts(path: Path) -> np.ndarray:
-    path = path / COUNTS_FILE if path.is_dir() else path
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"counts: {path} cannot be read ({error}); accepted: an .npy of counts") from None
-    return found[0].astype(np.int64) if found.ndim == 2 else found
+        path = Path(counts)
+        found = Frequencies.load(path / COUNTS if path.is_dir() else path, vocab_size)
+    else:
+        found = Frequencies.of_counts(np.asarray(counts), vocab_size, "given")
+    return torch.from_numpy(found.probability)
 
 
 def fill(tiers: Mapping[str, Any], homes: Homes, records: Iterable[tuple[int, Tensor]]) -> None:
