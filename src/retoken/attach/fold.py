@@ -16,10 +16,11 @@ from retoken.nn.folded import fold_modulator
 def fold(model: PreTrainedModel) -> PreTrainedModel:
     """Work scale and norm into the rows, in place, for inference only (Eq. 8).
 
-    ReToken's table becomes P = 1 + s * Norm(E), and a layer multiplies by its row. MoRT with top_k = 1 has
-    the weight 1, so its table becomes s * Norm(E_i) / sqrt(2 N_l), and a layer adds the chosen row. With
-    top_k above 1 the norm is of the mixture, not of a row: no table holds it, so rows stay, and only s and
-    the constants merge into one vector. Folded rows are rounded to the table's type once.
+    ReToken's table becomes P - 1 = s * Norm(E), and a layer multiplies by 1 plus its row. MoRT with
+    top_k = 1 has the weight 1, so its table becomes s * Norm(E_i) / sqrt(2 N_l), and a layer adds the
+    chosen row. With top_k above 1 the norm is of the mixture, not of a row: no table holds it, so rows
+    stay, and only s and the constants merge into one vector. Folded rows are rounded to the table's type
+    once.
 
     Args:
         model: an attached model in evaluation mode, not placed.

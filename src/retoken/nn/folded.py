@@ -18,20 +18,23 @@ FOLD_BLOCK = 4096
 
 
 class FoldedReToken(nn.Module):
-    """m -> m * P[x], P = 1 + s * Norm(E) (Eq. 8). Table [V, D] holds P."""
+    """m -> m * P[x], P = 1 + s * Norm(E) (Eq. 8).
+
+    Table [V, D] holds P - 1, which a short type keeps to more digits than a number near 1.
+    """
 
     def __init__(self, table: TokenTable) -> None:
         super().__init__()
         self.table = table.requires_grad_(False)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """P of token ids [...]: [..., D]."""
-        return self.table.lookup(ids)
+        """P of token ids [...]: [..., D], float32 or wider."""
+        return 1 + widen(self.table.lookup(ids))
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
         rows = self.table.lookup(ids, fetched).to(increment.device)
-        return (widen(increment) * widen(rows)).to(increment.dtype)
+        return (widen(increment) * (1 + widen(rows))).to(increment.dtype)
 
 
 class FoldedMoRT(nn.Module):
@@ -92,19 +95,19 @@ def fold_modulator(config: ModulatorConfig, module: nn.Module, num_layers: int) 
     """A modulator's folded form (Eq. 8). It takes over the table, whose rows change in place."""
     gain = norm_gain(config.norm, module.scale.shape[0])  # pyright: ignore
     if not isinstance(config, MoRTConfig):
-        _fold_rows(module.table.weight, module.scale, gain, config.eps, 1.0)  # pyright: ignore
+        _fold_rows(module.table.weight, module.scale, gain, config.eps)  # pyright: ignore
         return FoldedReToken(module.table)  # pyright: ignore
     gain /= math.sqrt(2 * num_layers)
     folded = FoldedMoRT(config.top_k, config.eps, module.table, module.router)  # pyright: ignore
     if config.top_k == 1:
-        _fold_rows(module.table.weight, module.scale, gain, config.eps, 0.0)  # pyright: ignore
+        _fold_rows(module.table.weight, module.scale, gain, config.eps)  # pyright: ignore
     else:
         scale: Tensor = module.scale  # pyright: ignore
         folded.give_scale((widen(scale) * gain).to(scale.dtype))
     return folded
 
 
-def _fold_rows(weight: Tensor, scale: Tensor, gain: float, eps: float, added: float) -> None:
-    """rows <- added + scale * Norm(rows), rounded once to the table's type."""
+def _fold_rows(weight: Tensor, scale: Tensor, gain: float, eps: float) -> None:
+    """rows <- scale * Norm(rows), rounded once to the table's type."""
     for block in weight.detach().split(FOLD_BLOCK):
-        block.copy_(added + widen(scale) * normalize(block, gain, eps))
+        block.copy_(widen(scale) * normalize(block, gain, eps))
