@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from retoken.errors import AttachError
+from retoken.nn.landing import Landing
 from retoken.nn.table import Fetched
 
 
@@ -41,7 +42,7 @@ class ForwardContext:
         """[B, S] token ids."""
         self.fetch = fetch
         """The rows fetched for them; None: each layer looks them up in its table."""
-        self.delayed: dict[int, Tensor] = {}
+        self.delayed: dict[int, Landing] = {}
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
 
     def ids_for(self, hidden: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class ForwardContext:
         """What was fetched for a layer, arrived."""
         return None if self.fetch is None else self.fetch.arrived(layer)
 
-    def leave(self, layer: int, residual: Tensor) -> None:
+    def leave(self, layer: int, residual: Landing) -> None:
         """Keep a layer's residual for a later layer, which is recomputed first and must find the one it read.
 
         So one with a gradient path is never overwritten: a recomputation's copy would not carry the real one.

@@ -16,7 +16,8 @@ from torch import Tensor
 from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
 from retoken.errors import CheckpointError
-from retoken.serving.layout import RecordLayout
+from retoken.ops.fused import kernel
+from retoken.serving.layout import CHECK_SEED, RecordLayout
 from retoken.serving.reader import FolderReader, RowReader, layout_of
 
 FORMAT = "retoken.rows"
@@ -134,34 +135,46 @@ class PackedFile:
         """A copy of a model reads the same file."""
         return self
 
+    @property
+    def address(self) -> int:
+        """Of the first record."""
+        return self._records.ctypes.data
+
     def gather(self, ids: Tensor) -> Tensor:
-        """Records [R, record_bytes] of distinct token ids [R] on the host; each is checked.
+        """Records [R, record_bytes] of token ids [R] on the host; each is checked.
 
         Raises:
             CheckpointError: a record has changed since it was written.
         """
-        index = ids.numpy()
-        self._advise(index)
-        records = torch.from_numpy(np.take(self._records, index, axis=0))
-        wrong = self.layout.check_of(records) != records.view(torch.int32)[:, -1]
-        if wrong.any():
-            token = int(ids[wrong][0])
-            raise CheckpointError(
-                f"{self.path}: the record of token {token} was changed after it was written"
-            )
+        ids = ids.contiguous()
+        self.ask(ids)
+        records = torch.from_numpy(np.take(self._records, ids.numpy(), axis=0))
+        self.check(ids)
+        self.count(len(ids), len(self.layout.layers))
         return records
 
-    def _advise(self, index: np.ndarray) -> None:
-        """Ask for the distinct pages of some records; first drop all where they would exceed the bound."""
-        first = (self._start + np.sort(index) * self.layout.record_bytes) // mmap.PAGESIZE
-        last = (self._start + (np.sort(index) + 1) * self.layout.record_bytes - 1) // mmap.PAGESIZE
-        starts = np.flatnonzero(np.r_[True, first[1:] > last[:-1] + 1])
-        ends = np.r_[starts[1:] - 1, len(first) - 1]
-        lengths = (last[ends] - first[starts] + 1) * mmap.PAGESIZE
-        self._touched += int(lengths.sum()) + _FAULT_AROUND * len(starts)
+    def ask(self, ids: Tensor) -> None:
+        """Have the records of ids [R], contiguous, read; nobody waits."""
+        where = (self.address, ids.data_ptr(), self.layout.record_bytes, 0, self.layout.record_bytes)
+        kernel.ask(*where, mmap.PAGESIZE, 0, len(ids))
+
+    def check(self, ids: Tensor) -> None:
+        """Look whether the records of ids [R], contiguous, are as they were written.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)
+        wrong = kernel.first_changed(*where, 0, len(ids))
+        if wrong >= 0:
+            raise CheckpointError(
+                f"{self.path}: the record of token {int(ids[wrong])} was changed after it was written"
+            )
+
+    def count(self, records: int, layers: int) -> None:
+        """Some layers' rows of so many records have been read; drop this process's pages beyond the bound."""
+        share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
+        self._touched += records * layers * share
         if self._touched > self.resident_bytes:
             self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = int(lengths.sum()) + _FAULT_AROUND * len(starts)
-        size = len(self._map)
-        for start, length in zip((first[starts] * mmap.PAGESIZE).tolist(), lengths.tolist(), strict=True):
-            self._map.madvise(mmap.MADV_WILLNEED, start, min(length, size - start))
+            self._touched = 0
