@@ -1,4 +1,4 @@
-"""The kernels for inference on a CPU against the paper's equations: odd sizes, all row types, guarded memory."""
+"""The kernels for inference on a CPU against the paper's equations: odd sizes, row types, guarded memory."""
 
 import math
 
