@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,16 @@ def blocks(reader: RowReader, layout: RecordLayout) -> Iterator[tuple[int, Tenso
         yield start, layout.encode(reader.block(start, min(start + step, layout.vocab_size)))
 
 
+def sampled(layout: RecordLayout) -> Tensor:
+    """The tokens whose records a fingerprint looks at: up to 64, spread over the vocabulary."""
+    count = min(SAMPLED, layout.vocab_size)
+    return torch.linspace(0, layout.vocab_size - 1, count, dtype=torch.float64).long().unique()
+
+
 def fingerprint(layout: RecordLayout, gather: Gather) -> str:
     """Hex digest of the layout and of records spread over the vocabulary: which model's rows these are."""
-    count = min(SAMPLED, layout.vocab_size)
-    ids = torch.linspace(0, layout.vocab_size - 1, count, dtype=torch.float64).long().unique()
     digest = hashlib.sha256(json.dumps(layout.to_dict(), sort_keys=True).encode())
-    digest.update(gather(ids).contiguous().numpy().tobytes())
+    digest.update(gather(sampled(layout)).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -176,5 +181,15 @@ class PackedFile:
         share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
         self._touched += records * layers * share
         if self._touched > self.resident_bytes:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+            self.release()
+
+    def release(self) -> None:
+        """Let this process's pages go; the system keeps them cached while it has room."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+        self._touched = 0
+
+    def records(self) -> Tensor:
+        """All records, [V, record_bytes], unchecked and read only: reading one reads the file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns that writing would be an error
+            return torch.from_numpy(self._records)

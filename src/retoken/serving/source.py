@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,8 @@ from retoken.nn import Fetched, Rows, TokenTable
 from retoken.ops.fused import Near
 from retoken.serving.layout import RecordLayout
 from retoken.serving.reader import RowReader
-from retoken.serving.shelf import Shelf
+from retoken.serving.shelf import Prefetch, Shelf, Wanted
 from retoken.serving.tiers import Homes, Tier
-
-Prefetch = Literal["record", "chosen", "none"]
-"""What is asked of the disk ahead: a token's whole record when its id is known, the rows a router has chosen,
-or nothing."""
 
 
 class _NoBackward(torch.autograd.Function):
@@ -64,22 +60,22 @@ class PlacedFetch:
     def __init__(self, source: PlacedRows, ids: Tensor) -> None:
         self.source, self.ids = source, ids
         self._records: tuple[Tensor, Tensor] | None = None
-        self._slots: tuple[Tensor, Tensor] | None = None
+        self._wanted: Wanted | None = None
         if source.shelf is not None:
-            self._slots = source.shelf.slots(ids)
-            source.shelf.begin(self._slots)
+            self._wanted = source.shelf.wanted(ids)
+            source.shelf.begin(self._wanted)
 
     def arrived(self, layer: int) -> PlacedLayer:
         """The rows of a layer. With the last layer's all records of the pass are checked."""
-        if self._slots is not None:
-            self.source.shelf.read(self._slots, layer)  # pyright: ignore
+        if self._wanted is not None:
+            self.source.shelf.read(self._wanted, layer)  # pyright: ignore
         return PlacedLayer(self, layer)
 
     def near(self, layer: int) -> Near | None:
         """Where a layer's rows lie."""
-        if self._slots is None:
+        if self._wanted is None:
             return None
-        return self.source.shelf.near(self._slots, layer)  # pyright: ignore
+        return self.source.shelf.near(self._wanted, layer)  # pyright: ignore
 
     def copied(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's rows of each distinct token, and which each position has, where the model computes."""
@@ -125,7 +121,7 @@ class PlacedRows:
     def prefetch(self, ids: Tensor) -> None:
         """Ask for the records of ids [B, S] of a pass to come."""
         if self.shelf is not None:
-            self.shelf.ask(self.shelf.slots(ids))
+            self.shelf.begin(self.shelf.wanted(ids))
 
     @torch.no_grad()
     def copy(self, ids: Tensor) -> tuple[Tensor, Tensor]:
