@@ -133,6 +133,7 @@ class PackedFile:
         flat = np.frombuffer(self._map, dtype=np.uint8, offset=self._start)
         self._records = flat.reshape(self.layout.vocab_size, self.layout.record_bytes)
         self._touched = 0
+        self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
         if fingerprint(self.layout, self.gather) != self.fingerprint:
             raise CheckpointError(f"{self.path}: its records do not fit its fingerprint: changed")
 
@@ -178,8 +179,7 @@ class PackedFile:
 
     def count(self, records: int, layers: int) -> None:
         """Some layers' rows of so many records have been read; drop this process's pages beyond the bound."""
-        share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
-        self._touched += records * layers * share
+        self._touched += records * layers * self._share
         if self._touched > self.resident_bytes:
             self.release()
 

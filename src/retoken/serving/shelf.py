@@ -26,7 +26,9 @@ class Wanted(NamedTuple):
     slots: Tensor
     """[T] int64: what the kernels find a record by."""
     from_file: Tensor
-    """[<= T] int64: ids of those that are read from the file."""
+    """[F] int64: ids of those that are read from the file."""
+    files: int
+    """F."""
 
 
 class Shelf:
@@ -44,6 +46,9 @@ class Shelf:
             bases = torch.tensor([_address(tier) for tier in tiers])
             self.address_V = bases[homes.tier_V] + homes.slot_V * layout.record_bytes
             self.base, self.stride = 0, 1
+        kind = STORED[layout.rows]
+        self.kind, self.row_bytes = KINDS[kind], layout.width * kind.itemsize
+        self.limit = layout.vocab_size if self.address_V is None else 1 << 62
         self._disk_V: Tensor | None = None
         if len(tiers) > 1 and self.disk is not None:
             self._disk_V = homes.tier_V == homes.names.index("disk")
@@ -64,12 +69,13 @@ class Shelf:
         flat = ids.reshape(-1).to(torch.int64).contiguous()
         slots = flat if self.address_V is None else self.address_V[flat]
         if self.disk is None:
-            return Wanted(slots, flat[:0])
-        return Wanted(slots, flat if self._disk_V is None else flat[self._disk_V[flat]])
+            return Wanted(slots, flat[:0], 0)
+        from_file = flat if self._disk_V is None else flat[self._disk_V[flat]]
+        return Wanted(slots, from_file, len(from_file))
 
     def begin(self, wanted: Wanted) -> None:
         """A pass over these is about to start: what is known to be needed is asked for."""
-        if self.disk is not None and self.prefetch != "none" and not self._chosen:
+        if wanted.files and self.disk is not None and self.prefetch != "none" and not self._chosen:
             self.disk.ask(wanted.from_file)
 
     def read(self, wanted: Wanted, layer: int) -> None:
@@ -78,21 +84,17 @@ class Shelf:
         Raises:
             CheckpointError: a record has changed since it was written.
         """
-        if self.disk is None:
+        if self.disk is None or not wanted.files:
             return
-        self.disk.count(len(wanted.from_file), 1)
+        self.disk.count(wanted.files, 1)
         if layer == self._last:
             self.disk.check(wanted.from_file)
 
     def near(self, wanted: Wanted, layer: int) -> Near:
         """A layer's rows."""
-        layout, (start, scales) = self.layout, self._parts[layer]
-        kind = STORED[layout.rows]
-        limit = layout.vocab_size if self.address_V is None else 1 << 62
-        near = Near(
-            *(self.base + start, self.stride, limit, wanted.slots),
-            *(KINDS[kind], layout.width * kind.itemsize, scales, self._tiers),
-        )
+        start, scales = self._parts[layer]
+        where = (self.base + start, self.stride, self.limit, wanted.slots)
+        near = Near(*where, self.kind, self.row_bytes, scales, self._tiers)
         return near._replace(ask=_AskChosen(near)) if self._chosen else near
 
 

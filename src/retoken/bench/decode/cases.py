@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class Case:
     variant: str
     placement: str
     model: PreTrainedModel
+    packed: PackedFile | None = None
+    """The file that rows are read from, if any are."""
+    bytes_in_use: int = 0
+    """Of the records of all tokens that are met."""
     prepare: Callable[[Tensor], None] = lambda ids: None
     """Before a run over some ids; not timed."""
     between: Callable[[], None] = _nothing
@@ -153,18 +157,19 @@ def preset_cases(
         for placement in placements:
             source = shelves.source(placement, backbone.dtype)
             model = attach_source(twin(backbone), VARIANTS[variant], source)
-            cases.append(_case(variant, placement, model, shelves.packed))
+            packed = shelves.packed if placement.endswith(("-warm", "-cold")) else None
+            case = _case(variant, placement, model, packed)
+            cases.append(replace(case, bytes_in_use=len(tokens) * layout.record_bytes))
     return cases
 
 
-def _case(variant: str, placement: str, model: PreTrainedModel, packed: PackedFile) -> Case:
+def _case(variant: str, placement: str, model: PreTrainedModel, packed: PackedFile | None) -> Case:
+    case = Case(variant=variant, placement=placement, model=model, packed=packed)
+    if packed is None:
+        return case
     if placement.endswith("-cold"):
-        drop = lambda: records.drop_cache(packed)  # noqa: E731
-        return Case(variant=variant, placement=placement, model=model, between=drop)
-    if placement.endswith("-warm"):
-        warm = lambda ids: records.warm_cache(packed, ids)  # noqa: E731
-        return Case(variant=variant, placement=placement, model=model, prepare=warm)
-    return Case(variant=variant, placement=placement, model=model)
+        return replace(case, between=lambda: records.drop_cache(packed))
+    return replace(case, prepare=lambda ids: records.warm_cache(packed, ids))
 
 
 def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: Path) -> list[Case]:
@@ -181,12 +186,7 @@ def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: 
             continue
         tier: Any = placement.split("-")[0]
         retoken.place(placed, tier, path=path if tier == "disk" else None, rows=_row_type(model))
-        packed = PackedFile(path) if tier == "disk" else None
-        cases.append(
-            Case(variant=name, placement=placement, model=placed)
-            if packed is None
-            else _case(name, placement, placed, packed)
-        )
+        cases.append(_case(name, placement, placed, PackedFile(path) if tier == "disk" else None))
     return cases
 
 

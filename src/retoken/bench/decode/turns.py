@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import statistics
 import time
@@ -16,7 +17,6 @@ from transformers import DynamicCache
 
 from retoken.bench.decode.cases import BASELINE, Case
 from retoken.bench.decode.prompts import Prompt
-from retoken.compare.stats import t95
 from retoken.errors import TrainingError
 
 OnRun = Callable[[], None]
@@ -45,17 +45,29 @@ class Ratio:
     """A case's time over the baseline's in the same turn."""
 
     median: float
-    mean: float
-    half: float
-    """Half of the 95 % interval of the mean (Student's t over turns)."""
+    low: float
+    """The 95 % interval of the median, by order statistics: no shape of the spread is assumed."""
+    high: float
     count: int
+    """Turns."""
 
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-        """Of two or more turns."""
-        each = [a / b for a, b in zip(ours, theirs, strict=True)]
-        half = t95(len(each) - 1) * statistics.stdev(each) / len(each) ** 0.5
-        return cls(median=statistics.median(each), mean=statistics.fmean(each), half=half, count=len(each))
+        """Of the turns of both."""
+        each = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+        first = _rank(len(each))
+        return cls(median=statistics.median(each), low=each[first], high=each[-1 - first], count=len(each))
+
+
+def _rank(count: int) -> int:
+    """How many of the smallest values, and of the largest, a 95 % interval of the median leaves out."""
+    below, left_out = 0.0, 0
+    for k in range(count // 2):
+        below += math.comb(count, k) / 2**count
+        if below > 0.025:
+            break
+        left_out = k + 1
+    return left_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

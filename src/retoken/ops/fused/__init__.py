@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ SIZES = {number: kind.itemsize for kind, number in KINDS.items()}
 """Bytes of a number of a kind."""
 WIDE = (torch.float32, torch.bfloat16)
 """Types of states, scales and routers that are served."""
+PLAIN = (Tensor, torch.nn.Parameter)
+"""Tensors that are what they seem."""
 LEAST = 1 << 16
 """Numbers of a state that are worth a thread's call."""
 
@@ -50,9 +53,7 @@ def serves(*states: Tensor) -> bool:
     """Whether the kernels can serve: plain CPU tensors of a type they know, and no gradient is asked for."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return all(
-        type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in WIDE for x in states
-    )
+    return all(type(x) in PLAIN and x.is_cpu and x.dtype in WIDE for x in states)
 
 
 def near_table(weight: Tensor, ids: Tensor) -> Near | None:
@@ -79,8 +80,7 @@ def gate(near: Near, increment: Tensor, scale: Tensor | None, gain: float, eps: 
         scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
         gain, eps: of Norm, see `ops.normalize`.
     """
-    from retoken.ops.fused import kernel
-
+    kernel = _kernels()
     increment = increment.contiguous()
     out, width = torch.empty_like(increment), increment.shape[-1]
     address, kind = _vector(scale)
@@ -104,8 +104,7 @@ def mix_into(
         scale: [D]; None: the mixture is added as it is (folded with K = 1).
         gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
     """
-    from retoken.ops.fused import kernel
-
+    kernel = _kernels()
     increment = increment.contiguous()
     out, width = torch.empty_like(increment), increment.shape[-1]
     address, kind = _vector(scale)
@@ -130,8 +129,7 @@ def mix_into(
 
 def route(hidden: Tensor, router: Tensor, top_k: int) -> Routing:
     """`ops.route`: hidden [..., D], router [E, D]; logits in float32, added up in another order."""
-    from retoken.ops.fused import kernel
-
+    kernel = _kernels()
     hidden, router = hidden.contiguous(), router.contiguous()
     before, width, experts = hidden.shape[:-1], hidden.shape[-1], router.shape[0]
     logits = torch.empty((*before, experts), dtype=torch.float32)
@@ -143,6 +141,14 @@ def route(hidden: Tensor, router: Tensor, top_k: int) -> Routing:
     )
     _run(kernel.route, fixed, hidden.numel() // max(width, 1), width)
     return Routing(logits, chosen, weights)
+
+
+@functools.cache
+def _kernels() -> Any:
+    """Compiled when first used: importing numba takes a second."""
+    from retoken.ops.fused import kernel
+
+    return kernel
 
 
 def _vector(scale: Tensor | None) -> tuple[int, int]:
