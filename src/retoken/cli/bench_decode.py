@@ -1,4 +1,4 @@
-"""`retoken bench decode`: generation with rows in every placement against the plain backbone, ratios first."""
+"""`retoken bench decode`: generation with rows in every placement against the plain backbone."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Where = Literal["device", "host", "disk-warm", "disk-cold", "sync-host", "sync-c
 
 @dataclass(frozen=True, kw_only=True)
 class BenchDecode:
-    """Time to the first token, and per further token, of every variant and placement against the plain backbone.
+    """Time to the first token and per further token, by variant and placement, against the plain backbone.
 
-    A preset gets random weights, and random rows for the tokens of the text; a trained checkpoint has its own.
-    Prompts and what follows them are real text. One backbone's weights serve all cases, in turns. Placements
-    that read the same rows must give the same logits, bit for bit, or nothing is reported.
+    A preset gets random weights, and random rows for the tokens of the text; a trained checkpoint has its
+    own. Prompts and what follows them are real text. One backbone's weights serve all cases, in turns.
+    Placements of the same rows must give the same logits, bit for bit, or nothing is reported.
     """
 
     model: Annotated[str, tyro.conf.Positional] = "cpu-l"
@@ -60,6 +60,8 @@ class BenchDecode:
     """Serve instead a fully written table four times the memory limit, over uniformly random tokens."""
     bound_tokens: int = 100_000
     """Of --bound."""
+    bound_vocab: int = 151_936
+    """Of --bound: tokens of the table, in place of the preset's."""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
     work: Path | None = None
@@ -106,15 +108,9 @@ class BenchDecode:
     def _prompts(self) -> list[list[Prompt]]:
         from retoken.bench.decode.prompts import cut
 
+        size = {"count": self.repeats + 1, "following": self.tokens}
         return [
-            cut(
-                self.data,
-                count=self.repeats + 1,
-                batch=batch,
-                length=length,
-                following=self.tokens,
-                seed=batch,
-            )
+            cut(self.data, batch=batch, length=length, seed=batch, **size)
             for length in self.prompt_lengths
             for batch in self.batches
         ]
@@ -171,6 +167,7 @@ class BenchDecode:
                 preset=self.model,
                 variant=self.variants[0],
                 rows=self.rows,
+                vocab_size=self.bound_vocab,
                 share=4,
                 tokens=self.bound_tokens,
                 on_part=on_part,
@@ -182,7 +179,13 @@ class BenchDecode:
         for name, values in lists.items():
             if not values or min(values) < 1:
                 raise ConfigError(f"--{name} is {list(values)}; accepted: one or more, from 1")
-        for name, low in (("tokens", 1), ("repeats", 2), ("threads", 0), ("bound_tokens", 1)):
+        for name, low in (
+            ("tokens", 1),
+            ("repeats", 2),
+            ("threads", 0),
+            ("bound_tokens", 1),
+            ("bound_vocab", 64),
+        ):
             if getattr(self, name) < low:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: from {low}"

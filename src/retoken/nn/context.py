@@ -46,7 +46,7 @@ class ForwardContext:
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
 
     def ids_for(self, hidden: Tensor) -> Tensor:
-        """The ids on the device of `hidden` [B, S, D].
+        """The ids of the positions of `hidden` [B, S, D].
 
         Raises:
             AttachError: the layer sees other positions than the ids of this pass.
@@ -56,7 +56,7 @@ class ForwardContext:
                 f"hidden states of shape {tuple(hidden.shape)} do not match input_ids of shape "
                 f"{tuple(self.ids.shape)}; pass the whole input as input_ids"
             )
-        return self.ids.to(hidden.device)
+        return self.ids
 
     def fetched(self, layer: int) -> Fetched | None:
         """What was fetched for a layer, arrived."""

@@ -46,28 +46,35 @@ class Bound:
 
 
 def serve_within(
-    folder: Path, *, preset: str, variant: str, rows: str, share: int, tokens: int, on_part: OnPart
+    folder: Path,
+    *,
+    preset: str,
+    variant: str,
+    rows: str,
+    vocab_size: int,
+    share: int,
+    tokens: int,
+    on_part: OnPart,
 ) -> Bound:
     """Serve a fully written file under a memory limit of a `share`-th of it, over uniformly random tokens.
 
+    The limit is on all that the process takes from here on: the backbone, and cached pages of the file.
     Every record is as likely as any other, so nearly none is cached when it is needed.
 
     Raises:
         ConfigError: no memory group can be made here.
     """
-    backbone = random_backbone(preset, torch.float32)
-    layout = layout_for(backbone, VARIANTS[variant], rows)
-    path = folder / "bound.safetensors"
-    write(path, layout, torch.arange(layout.vocab_size))
-    _drop(path)
     with capped() as cap:
+        backbone = random_backbone(preset, torch.float32, vocab_size)
+        layout = layout_for(backbone, VARIANTS[variant], rows)
+        path = folder / "bound.safetensors"
+        write(path, layout, torch.arange(layout.vocab_size))
+        _drop(path)
         cap.limit(layout.bytes // share)
-        packed = PackedFile(path)
-        source = PlacedRows(
-            layout, {"disk": packed}, assign(layout, "disk", {}, None), backbone.dtype, torch.device("cpu")
-        )
+        packed, homes = PackedFile(path), assign(layout, "disk", {}, None)
+        source = PlacedRows(layout, {"disk": packed}, homes, backbone.dtype, torch.device("cpu"))
         model = attach_source(backbone, VARIANTS[variant], source)
-        points = _serve(model, layout.vocab_size, tokens, cap, on_part)
+        points = _serve(model, vocab_size, tokens, cap, on_part)
     return Bound(table_bytes=layout.bytes, limit=layout.bytes // share, points=points)
 
 
@@ -77,7 +84,8 @@ def _serve(model: torch.nn.Module, vocab_size: int, tokens: int, cap: Cap, on_pa
     started = time.perf_counter()
     every = max(tokens // 10, 1)
     while done < tokens:
-        model(input_ids=torch.randint(0, vocab_size, (_BATCH, _LENGTH), generator=generator))
+        ids = torch.randint(0, vocab_size, (_BATCH, _LENGTH), generator=generator)
+        model(input_ids=ids, logits_to_keep=1)
         done += _BATCH * _LENGTH
         if done >= every * (len(points) + 1):
             points.append(_point(done, cap, time.perf_counter() - started))
@@ -87,11 +95,8 @@ def _serve(model: torch.nn.Module, vocab_size: int, tokens: int, cap: Cap, on_pa
 
 def _point(done: int, cap: Cap, seconds: float) -> Point:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    sizes = {
-        line.split(":")[0]: int(line.split()[1]) << 10
-        for line in lines
-        if line.startswith(("VmRSS", "RssAnon"))
-    }
+    wanted = [line.split() for line in lines if line.startswith(("VmRSS", "RssAnon"))]
+    sizes = {name.rstrip(":"): int(size) << 10 for name, size, _ in wanted}
     return Point(
         tokens=done,
         resident=sizes["VmRSS"],

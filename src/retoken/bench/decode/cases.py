@@ -59,10 +59,11 @@ class Case:
         return self.variant if self.variant == BASELINE else f"{self.variant} {self.placement}"
 
 
-def random_backbone(preset: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A preset's backbone with random weights."""
+def random_backbone(preset: str, dtype: torch.dtype, vocab_size: int = 0) -> PreTrainedModel:
+    """A preset's backbone with random weights; `vocab_size` 0: the preset's."""
     found = presets.get(preset)
-    config = AutoConfig.for_model(found.model_type, vocab_size=found.vocab_size, **found.backbone)
+    size = vocab_size or found.vocab_size
+    config = AutoConfig.for_model(found.model_type, vocab_size=size, **found.backbone)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 

@@ -21,15 +21,11 @@ ROW_STD = 0.02
 
 def random_records(layout: RecordLayout, ids: Tensor) -> Tensor:
     """Records [R, record_bytes] of random rows; a token's depend on its id only."""
-    shape = (layout.rows_per_layer, layout.width)
-    if layout.rows_per_token is None:
-        shape = (layout.width,)
-    drawn: dict[int, list[Tensor]] = {layer: [] for layer in layout.layers}
-    for token in ids.tolist():
-        generator = torch.Generator().manual_seed(token)
-        for layer in layout.layers:
-            drawn[layer].append(torch.randn(shape, generator=generator) * ROW_STD)
-    return layout.encode({layer: torch.stack(rows) for layer, rows in drawn.items()})
+    shape = (len(layout.layers), layout.rows_per_layer, layout.width)
+    generator, drawn = torch.Generator(), torch.empty((len(ids), *shape))
+    for rows, token in zip(drawn, ids.tolist(), strict=True):
+        torch.randn(shape, generator=generator.manual_seed(token), out=rows)
+    return layout.encode(dict(zip(layout.layers, drawn.mul_(ROW_STD).unbind(1), strict=True)))
 
 
 def _header(layout: RecordLayout) -> bytes:
