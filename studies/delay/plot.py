@@ -45,7 +45,8 @@ def table() -> list[str]:
     """Markdown."""
     mort, plain = read()
     lines = [
-        "| preset | router input | l_d | held-out loss, seeds | against l_d = 0 | against the baseline | kept |",
+        "| preset | router input | l_d | held-out loss, seeds | against l_d = 0 "
+        "| against the baseline | kept |",
         "|---|---|---|---|---|---|---|",
     ]
     for (preset, router, delay), losses in sorted(mort.items()):

@@ -14,6 +14,7 @@ from retoken.ops.fused import Near
 from retoken.serving.layout import RecordLayout
 from retoken.serving.reader import RowReader
 from retoken.serving.shelf import Prefetch, Shelf, Wanted
+from retoken.serving.stage import Buffers, Stage
 from retoken.serving.tiers import Homes, Tier
 
 
@@ -60,10 +61,13 @@ class PlacedFetch:
     def __init__(self, source: PlacedRows, ids: Tensor) -> None:
         self.source, self.ids = source, ids
         self._records: tuple[Tensor, Tensor] | None = None
+        self._staged: Buffers | None = None
         self._wanted: Wanted | None = None
         if source.shelf is not None:
             self._wanted = source.shelf.wanted(ids)
             source.shelf.begin(self._wanted)
+        elif source.stage is not None:
+            self._staged = source.stage.fetch(ids)
 
     def arrived(self, layer: int) -> PlacedLayer:
         """The rows of a layer. With the last layer's all records of the pass are checked."""
@@ -79,6 +83,8 @@ class PlacedFetch:
 
     def copied(self, layer: int) -> tuple[Tensor, Tensor]:
         """A layer's rows of each distinct token, and which each position has, where the model computes."""
+        if self._staged is not None:
+            return self.source.stage.rows(self._staged, layer, self.source.dtype)  # pyright: ignore
         if self._records is None:
             self._records = self.source.copy(self.ids)
         records, positions = self._records
@@ -103,8 +109,11 @@ class PlacedRows:
         self.placement: Any = None
         self._tiers = [tiers[name] for name in homes.names]
         self.shelf: Shelf | None = None
+        self.stage: Stage | None = None
         if device.type == "cpu":
             self.shelf = Shelf(layout, homes, self._tiers, prefetch)
+        elif "device" not in homes.names:
+            self.stage = Stage(layout, self._on_host, device)
 
     def __deepcopy__(self, memo: Any) -> PlacedRows:
         """A copy of a model reads the same records."""
@@ -122,6 +131,8 @@ class PlacedRows:
         """Ask for the records of ids [B, S] of a pass to come."""
         if self.shelf is not None:
             self.shelf.begin(self.shelf.wanted(ids))
+        elif self.stage is not None:
+            self.stage.prefetch(ids)
 
     @torch.no_grad()
     def copy(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,16 +141,22 @@ class PlacedRows:
         return self.gather(ids_R.cpu()), positions.to(self.device)
 
     def gather(self, ids_R: Tensor) -> Tensor:
-        """Records [R, record_bytes] of distinct ids, where the model computes."""
+        """Records [R, record_bytes] of ids, where the model computes."""
+        return self._gather(ids_R, self.device)
+
+    def _on_host(self, ids_R: Tensor) -> Tensor:
+        return self._gather(ids_R, torch.device("cpu"))
+
+    def _gather(self, ids_R: Tensor, device: torch.device) -> Tensor:
         if len(self._tiers) == 1:
-            return self._tiers[0].gather(self.homes.slot_V[ids_R]).to(self.device)
+            return self._tiers[0].gather(self.homes.slot_V[ids_R]).to(device)
         tier_R, slot_R = self.homes.tier_V[ids_R], self.homes.slot_V[ids_R]
         size = (len(ids_R), self.layout.record_bytes)
-        records = torch.empty(size, dtype=torch.uint8, device=self.device)
+        records = torch.empty(size, dtype=torch.uint8, device=device)
         for number, tier in enumerate(self._tiers):
             here = (tier_R == number).nonzero().flatten()
             if len(here):
-                records[here.to(self.device)] = tier.gather(slot_R[here]).to(self.device)
+                records[here.to(device)] = tier.gather(slot_R[here]).to(device)
         return records
 
     def _compare(self, ids: Tensor) -> None:
