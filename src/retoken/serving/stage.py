@@ -2,7 +2,7 @@
 
 Rows are gathered on the host into page-locked memory where the system grants it, ordinary memory where not,
 and copied layer by layer, so that the first layers can start before the last ones' rows are there. Two sets
-of buffers take turns, so that the rows of the next pass can travel while this one computes. Where a CUDA graph
+of buffers take turns, so that the rows of the next pass can travel while this one computes. Where a graph
 has been captured, the set that it reads keeps its place and gets the rows of every pass that fits:
 `prefetch` and `wait` then stand before each replay.
 """
