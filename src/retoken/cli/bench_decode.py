@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from retoken.bench.decode.prompts import Prompt
 
 Variant = Literal["retoken", "mort-2of4", "mort-3of5"]
-Where = Literal["device", "host", "disk-warm", "disk-cold", "sync-host", "sync-cold"]
+Where = Literal[
+    "device", "host", "disk-warm", "disk-cold", "chosen-cold", "none-cold", "sync-host", "sync-cold"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +42,8 @@ class BenchDecode:
     variants: tuple[Variant, ...] = ("retoken", "mort-2of4", "mort-3of5")
     """Of a preset."""
     placements: tuple[Where, ...] = ("device", "host", "disk-warm", "disk-cold", "sync-host", "sync-cold")
-    """"warm": the file is cached; "cold": its cache is dropped before every pass; "sync": the protocol of
-    Sec. 3.3.2, with nothing asked for ahead."""
+    """"warm": the file is cached; "cold": its cache is dropped before every pass; "chosen", "none": other
+    ways to prefetch; "sync": the protocol of Sec. 3.3.2, with nothing asked for ahead."""
     batches: tuple[int, ...] = (1,)
     """Sequences at once."""
     prompt_lengths: tuple[int, ...] = (128,)

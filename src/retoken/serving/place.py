@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from retoken.nn import ModulatorStack, TokenTable
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
 from retoken.serving.reader import FolderReader, RowReader, TensorReader, layout_of
+from retoken.serving.shelf import Prefetch
 from retoken.serving.source import PlacedRows, PlacedTable
 from retoken.serving.tiers import Homes, MemoryTier, Tier, TierUse, assign, check_request, fill, read_counts
 
@@ -52,6 +53,7 @@ def place(
     rows: str | None = None,
     counts: Any = None,
     verify: bool | str | Path = False,
+    prefetch: Prefetch = "record",
 ) -> Placement:
     """Move a model's rows to where they are to be served from; inference only (Sec. 3.3).
 
@@ -63,6 +65,8 @@ def place(
         path: the packed file. It is served, or read, where it exists, and written first where it does not.
         rows: float32, bfloat16, int8 or float8_e4m3; None: the file's, or the one that keeps rows as is.
         counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`.
+        prefetch: what is asked of the disk ahead: "record", all rows of a token as soon as its id is known;
+            "chosen", those that a MoRT router has chosen when it has; "none", each row when it is read.
         verify: recompute every fetched row and compare: True keeps the tables for it, a model folder is read.
 
     Returns:
@@ -75,6 +79,8 @@ def place(
         DataError: counts that are none.
     """
     stack, asked = stack_of(model), check_request(tables, budget)
+    if prefetch not in get_args(Prefetch):
+        raise ConfigError(f"prefetch is {prefetch!r}; accepted: {', '.join(get_args(Prefetch))}")
     reader = _reader(model, stack)
     if tables == "disk" and path is None:
         raise ConfigError('path is None; accepted with tables="disk": the packed file to serve or to write')
@@ -88,7 +94,7 @@ def place(
     layout = packed.layout if packed is not None else layout
     assert layout is not None
     homes = assign(layout, tables, asked, wanted)
-    return _move(stack, reader, layout, homes, packed, _check_reader(reader, verify))
+    return _move(stack, reader, layout, homes, packed, _check_reader(reader, verify), prefetch)
 
 
 def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
@@ -145,13 +151,14 @@ def _move(
     homes: Homes,
     packed: PackedFile | None,
     check: RowReader | None,
+    prefetch: Prefetch,
 ) -> Placement:
     """Fill the tiers, then let the layers read from them and the tables go."""
     first = next(iter(reader.tables.values()))
     tiers = _build_tiers(layout, homes, packed, first.device)
     if homes.names != ("disk",):
         fill(tiers, homes, blocks(reader, layout) if packed is None else _stored(packed))
-    source = PlacedRows(layout, tiers, homes, first.dtype, first.device, check)
+    source = PlacedRows(layout, tiers, homes, first.dtype, first.device, check, prefetch)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
         rows=layout.rows, record_bytes=layout.record_bytes, tiers=homes.uses(layout), path=served

@@ -27,9 +27,6 @@ VARIANTS: dict[str, ModulatorConfig] = {
     "mort-2of4": MoRTConfig(num_modulators=4, top_k=2),
     "mort-3of5": MoRTConfig(num_modulators=5, top_k=3),
 }
-PLACEMENTS = ("device", "host", "disk-warm", "disk-cold", "sync-host", "sync-cold")
-"""Where rows are; "warm": the file is cached, "cold": its cache is dropped before every pass. "sync": the
-paper's protocol, with nothing asked for ahead."""
 BASELINE = "baseline"
 
 
@@ -43,6 +40,7 @@ class Case:
 
     variant: str
     placement: str
+    """"device", "host", or on disk by way to prefetch and state of the cache, or the paper's protocol."""
     model: PreTrainedModel
     packed: PackedFile | None = None
     """The file that rows are read from, if any are."""
@@ -137,7 +135,9 @@ class Shelves:
             homes = self.homes._replace(names=(placement, "disk"))
             tiers = {placement: self.memory[placement], "disk": self.packed}
             return PlacedRows(layout, tiers, homes, dtype, cpu)
-        return PlacedRows(layout, {"disk": self.packed}, assign(layout, "disk", {}, None), dtype, cpu)
+        ahead: Any = {"chosen-cold": "chosen", "none-cold": "none"}.get(placement, "record")
+        homes = assign(layout, "disk", {}, None)
+        return PlacedRows(layout, {"disk": self.packed}, homes, dtype, cpu, prefetch=ahead)
 
 
 def preset_cases(
@@ -185,8 +185,11 @@ def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: 
         placed = twin(model)
         if placement.startswith("sync"):
             continue
-        tier: Any = placement.split("-")[0]
-        retoken.place(placed, tier, path=path if tier == "disk" else None, rows=_row_type(model))
+        first = placement.split("-")[0]
+        tier: Any = first if first in ("device", "host") else "disk"
+        ahead: Any = first if first in ("chosen", "none") else "record"
+        at = path if tier == "disk" else None
+        retoken.place(placed, tier, path=at, rows=_row_type(model), prefetch=ahead)
         cases.append(_case(name, placement, placed, PackedFile(path) if tier == "disk" else None))
     return cases
 
