@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from retoken.ops.triton import launch
-from retoken.ops.triton.launch import FLOATS, INTEGERS, Geometry
+from retoken.ops.triton.launch import FLOATS, INTEGERS
 
 
 def gate_rows(
@@ -58,7 +58,9 @@ def folded_gate_rows(increment_TD: Tensor, table_VD: Tensor, ids_T: Tensor) -> T
     out = torch.empty_like(increment)
     with launch.on_device(kernel, increment, table_VD, ids):
         if len(ids):
-            kernel[(len(ids),)](out, increment, table_VD, ids, table_VD.stride(0), **_sizes(increment))
+            kernel[(len(ids),)](
+                out, increment, table_VD, ids, table_VD.stride(0), **launch.sizes(increment.shape[1])
+            )
     return out
 
 
@@ -66,16 +68,10 @@ def _check(increment_TD: Tensor, table_VD: Tensor, ids_T: Tensor) -> None:
     """The arguments both gates share."""
     launch.check("increment", increment_TD, (None, None), FLOATS)
     tokens, width = increment_TD.shape
-    Geometry.of(width)
+    launch.check_width(width)
     launch.check("table", table_VD, (None, width), FLOATS)
     launch.check_table(table_VD)
     launch.check("ids", ids_T, (tokens,), INTEGERS)
-
-
-def _sizes(increment: Tensor) -> dict[str, int]:
-    """The kernels' compile-time sizes and number of warps."""
-    block, num_warps = Geometry.of(increment.shape[1])
-    return {"D": increment.shape[1], "BLOCK_D": block, "num_warps": num_warps}
 
 
 class _Inputs(NamedTuple):
@@ -115,7 +111,7 @@ def _forward(inputs: _Inputs, gain: float, eps: float) -> Tensor:
     numbers = (inputs.table.stride(0), float(gain), float(eps))
     with launch.on_device(kernel, *inputs):
         if tokens:
-            kernel[(tokens,)](out, *inputs, *numbers, **_sizes(out))
+            kernel[(tokens,)](out, *inputs, *numbers, **launch.sizes(out.shape[1]))
     return out
 
 
@@ -131,5 +127,5 @@ def _backward(grad_out: Tensor, inputs: _Inputs, gain: float, eps: float) -> tup
     numbers = (inputs.table.stride(0), float(gain), float(eps), tokens, per_program)
     with launch.on_device(kernel, grad_out, *inputs):
         if tokens:
-            kernel[(programs,)](increment, rows, partial, grad_out, *inputs, *numbers, **_sizes(increment))
+            kernel[(programs,)](increment, rows, partial, grad_out, *inputs, *numbers, **launch.sizes(width))
     return increment, rows, partial

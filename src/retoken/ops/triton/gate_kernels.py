@@ -1,7 +1,7 @@
 """The kernels of ReToken's gate (Eq. 1-2, 8). Imports Triton.
 
-Tensors are contiguous but for `table`, whose rows are `stride_v` apart. D is the width, BLOCK_D the next power of
-two; elements past D are neither read nor written. Addresses are int64. Ids are not checked.
+Tensors are contiguous but for `table`, whose rows are `stride_v` apart. D is the width, BLOCK_D the next
+power of two; elements past D are neither read nor written. Addresses are int64. Ids are not checked.
 """
 
 import triton
@@ -68,7 +68,7 @@ def gate_backward(
     s = tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
     scale_sum = tl.zeros([BLOCK_D], dtype=tl.float32)
     first = program * per_program
-    for token in tl.range(first, tl.minimum(first + per_program, tokens)):
+    for token in range(first, tl.minimum(first + per_program, tokens)):
         row_id = tl.load(ids + token).to(tl.int64)
         row = tl.load(table + row_id * stride_v + column, mask=inside, other=0.0).to(tl.float32)
         m = tl.load(increment + token * D + column, mask=inside, other=0.0).to(tl.float32)
@@ -77,8 +77,6 @@ def gate_backward(
         grad_m = g * (1.0 + s * (row * factor))
         grad_row = norm_backward(g * m * s, row, length, factor, eps)
         scale_sum += g * m * (row * factor)
-        tl.store(
-            grad_increment + token * D + column, grad_m.to(grad_increment.dtype.element_ty), mask=inside
-        )
+        tl.store(grad_increment + token * D + column, grad_m.to(grad_increment.dtype.element_ty), mask=inside)
         tl.store(grad_rows + token * D + column, grad_row, mask=inside)
     tl.store(grad_scale + program * D + column, scale_sum, mask=inside)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,24 +31,32 @@ def kernels(name: str) -> ModuleType:
         raise ImportError("retoken.ops.triton needs Triton: pip install 'triton>=3.5' (Linux)") from error
 
 
-class Geometry(NamedTuple):
-    """How one program covers a row."""
+def check_width(width: int) -> None:
+    """Raises ValueError unless rows of that width fit one program's registers."""
+    if not 1 <= width <= MAX_WIDTH:
+        raise ValueError(
+            f"rows of width {width}: a program holds a row in registers, 1 to {MAX_WIDTH} are accepted"
+        )
 
-    block: int
-    """The power of two that D is padded to."""
-    num_warps: int
 
-    @classmethod
-    def of(cls, width: int) -> Geometry:
-        """Eight elements a thread, 16 bytes of bfloat16, with 1 to 16 warps.
+def sizes(width: int, top_k: int | None = None) -> dict[str, int]:
+    """A kernel's compile-time sizes and launch options for rows of `width`, and `top_k` of them a token.
 
-        Raises:
-            ValueError: width is not within 1 to MAX_WIDTH.
-        """
-        if not 1 <= width <= MAX_WIDTH:
-            raise ValueError(f"rows of width {width}: the kernels hold a row in registers and take 1 to {MAX_WIDTH}")
-        block = 1 << (width - 1).bit_length()
-        return cls(block, min(max(block // 256, 1), 16))
+    Eight elements a thread, 16 bytes of bfloat16, with 1 to 16 warps; products and sums may fuse.
+    """
+    block = _power_of_two(width)
+    options = {
+        "D": width,
+        "BLOCK_D": block,
+        "num_warps": min(max(block // 256, 1), 16),
+        "enable_fp_fusion": True,
+    }
+    return options if top_k is None else options | {"K": top_k, "BLOCK_K": _power_of_two(top_k)}
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest one that is at least `size`, which is at least 1."""
+    return 1 << (size - 1).bit_length()
 
 
 def tokens_per_program(tokens: int) -> int:
@@ -59,7 +66,9 @@ def tokens_per_program(tokens: int) -> int:
 
 def check(name: str, x: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]) -> None:
     """Raises ValueError unless `x` has that shape (None: any size) and one of those types."""
-    fits = x.dim() == len(shape) and all(want in (None, has) for want, has in zip(shape, x.shape, strict=True))
+    fits = x.dim() == len(shape) and all(
+        want in (None, has) for want, has in zip(shape, x.shape, strict=True)
+    )
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: shape {tuple(x.shape)}, expected ({wanted})")
@@ -85,7 +94,9 @@ def on_device(kernel: object, *tensors: Tensor) -> AbstractContextManager[object
         raise ValueError(f"tensors on {', '.join(sorted(map(str, devices)))}: expected on one device")
     interpreted = type(kernel).__name__ == "InterpretedFunction"
     if not tensors[0].is_cuda and not interpreted:
-        raise ValueError(f"tensors on {tensors[0].device}: the kernels run on a GPU, or under TRITON_INTERPRET=1")
+        raise ValueError(
+            f"tensors on {tensors[0].device}: the kernels run on a GPU, or under TRITON_INTERPRET=1"
+        )
     return torch.cuda.device_of(tensors[0])
 
 

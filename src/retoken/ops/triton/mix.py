@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from retoken.ops.triton import launch
-from retoken.ops.triton.launch import FLOATS, INTEGERS, Geometry
+from retoken.ops.triton.launch import FLOATS, INTEGERS
 
 
 def mix_rows_into(
@@ -44,11 +44,13 @@ def mix_rows_into(
     """
     launch.check("increment", increment_TD, (None, None), FLOATS)
     tokens, width = increment_TD.shape
-    Geometry.of(width)
+    launch.check_width(width)
     launch.check("table", table_VED, (None, None, width), FLOATS)
     launch.check_table(table_VED)
     launch.check("ids", ids_T, (tokens,), INTEGERS)
     launch.check("chosen", chosen_TK, (tokens, None), INTEGERS)
+    if chosen_TK.shape[1] == 0:
+        raise ValueError("chosen: no rows a token, at least 1 is expected")
     launch.check("weights", weights_TK, tuple(chosen_TK.shape), FLOATS)
     launch.check("scale", scale_D, (width,), FLOATS)
     return _MixRows.apply(increment_TD, table_VED, ids_T, chosen_TK, weights_TK, scale_D, gain, eps)  # pyright: ignore
@@ -64,11 +66,8 @@ class _Inputs(NamedTuple):
     scale: Tensor
 
     def sizes(self) -> dict[str, int]:
-        """The kernels' compile-time sizes and number of warps."""
-        top_k, width = self.chosen.shape[1], self.table.shape[2]
-        block, num_warps = Geometry.of(width)
-        block_k = 1 << (top_k - 1).bit_length()
-        return {"K": top_k, "BLOCK_K": block_k, "D": width, "BLOCK_D": block, "num_warps": num_warps}
+        """The kernels' compile-time sizes and launch options."""
+        return launch.sizes(self.table.shape[2], self.chosen.shape[1])
 
 
 class _MixRows(torch.autograd.Function):

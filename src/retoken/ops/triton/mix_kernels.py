@@ -1,8 +1,8 @@
 """The kernels of MoRT's mixture (Eq. 4-6). Imports Triton.
 
-Tensors are contiguous but for `table`: a token's rows are `stride_v` apart, its modulators' `stride_e`. D is the
-width, BLOCK_D the next power of two, K the number of chosen rows, BLOCK_K the next power of two; elements past D
-and K are neither read nor written. Addresses are int64. Ids and choices are not checked.
+Tensors are contiguous but for `table`: tokens are `stride_v` apart, a token's rows `stride_e`. D is the
+width, K the number of chosen rows, BLOCK_D and BLOCK_K the next powers of two; elements past D and K are
+neither read nor written. Addresses are int64. Ids and choices are not checked.
 """
 
 import triton
@@ -91,8 +91,8 @@ def mix_backward(
 ):
     """Gradients of Eq. 4-5 for `per_program` tokens, each chosen row read once. Grid (programs,).
 
-    grad_rows [T, K, D] and grad_weights [T, K], float32; grad_scale [programs, D] float32, this program's part
-    of the sum over tokens, added up in the tokens' order. The increment's gradient is grad_out (Eq. 6).
+    grad_rows [T, K, D] and grad_weights [T, K], float32; grad_scale [programs, D] float32, this program's
+    part of the sum over tokens, added up in the tokens' order. The increment's gradient is grad_out (Eq. 6).
     """
     program = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK_K)
@@ -101,7 +101,7 @@ def mix_backward(
     s = tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
     scale_sum = tl.zeros([BLOCK_D], dtype=tl.float32)
     first = program * per_program
-    for token in tl.range(first, tl.minimum(first + per_program, tokens)):
+    for token in range(first, tl.minimum(first + per_program, tokens)):
         rows, w = load_chosen(table, ids, chosen, weights, token, stride_v, stride_e, K, BLOCK_K, D, BLOCK_D)
         g = tl.load(grad_out + token * D + column, mask=inside, other=0.0).to(tl.float32)
         mixed = tl.sum(rows * w[:, None], axis=0)
@@ -110,7 +110,7 @@ def mix_backward(
         grad_mixed = norm_backward(g * s, mixed, length, factor, eps)
         grad_w = tl.sum(rows * grad_mixed[None, :], axis=1)
         tl.store(grad_weights + token * K + k, grad_w, mask=k < K)
-        address = (token * K + k)[:, None] * D + column[None, :]
-        chosen_inside = (k < K)[:, None] & inside[None, :]
-        tl.store(grad_rows + address, w[:, None] * grad_mixed[None, :], mask=chosen_inside)
+        for i in tl.static_range(K):
+            w_i = tl.load(weights + token * K + i).to(tl.float32)
+            tl.store(grad_rows + (token * K + i) * D + column, w_i * grad_mixed, mask=inside)
     tl.store(grad_scale + program * D + column, scale_sum, mask=inside)
