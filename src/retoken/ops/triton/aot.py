@@ -44,6 +44,7 @@ _TYPES = {
     **dict.fromkeys(("gain", "eps"), "fp32"),
 }
 _ACCESS = re.compile(r"^( *)(?:%\S+ = )?tt\.(load|store) .*: (?:tensor<(\S+)x)?!tt\.ptr<(\w+)>")
+_PRODUCT = re.compile(r"arith\.muli .*: (\S+)(?: loc|$)", re.MULTILINE)
 _LOAD = re.compile(r"ld\.global\S*?\.(?:v(\d)\.)?[bfsu](\d+)\b")
 
 
@@ -66,6 +67,8 @@ class Compiled:
     """Load instructions of a thread by their bytes, those in a loop once."""
     vectorised: bool
     """Whether all loads of rows, increments, gradients and scale are of 16 bytes."""
+    wide_addresses: bool
+    """Whether all integer products, which are those of addresses, are of 64 bits."""
     moved: float
     """Bytes loaded and stored per token, with the scale, ids, choices, weights and partial sums."""
     bound: int
@@ -97,6 +100,7 @@ def compile_kernel(kernel: Any, arch: int, width: int, top_k: int) -> Compiled:
         shared_bytes=binary.metadata.shared,
         loads=dict(sorted(loads.items())),
         vectorised=_vectorised(loads, accesses, sizes),
+        wide_addresses=all("i64" in kind for kind in _PRODUCT.findall(binary.asm["ttir"])),
         moved=sum(access.bytes_per_token for access in accesses),
         bound=_bound(kernel.__name__, width, top_k),
     )
