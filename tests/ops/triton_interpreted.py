@@ -324,6 +324,24 @@ def test_other_types_strides_and_no_tokens():
         none.sum().backward()
 
 
+def test_a_table_s_strides_are_its_own():
+    """Rows in wider ones, modulators before tokens, and every second token."""
+    ids, chosen = repeated(7), choices(7, 5, 3)
+    shapes = {"increment": (7, 33), "weights": (7, 3), "scale": (33,)}
+    for view, shape in (
+        (lambda table: table[:, :, 8:41], (V, 5, 48)),
+        (lambda table: table.transpose(0, 1), (5, V, 33)),
+        (lambda table: table[::2], (2 * V, 5, 33)),
+    ):
+        compare(
+            lambda table, view=view, **rest: naive_mix(ids, chosen)(table=view(table), **rest),
+            lambda increment, table, weights, scale, view=view: mix_rows_into(
+                increment, view(table), ids, chosen, weights, scale, GAIN, EPS
+            ),
+            draw(torch.float32, **shapes, table=shape),
+        )
+
+
 def test_a_row_of_the_largest_width():
     leaves = draw(torch.bfloat16, increment=(2, 8192), table=(V, 8192), scale=(8192,))
     ids = torch.tensor([3, 3])
