@@ -110,7 +110,7 @@ def mix_backward(
         grad_mixed = norm_backward(g * s, mixed, length, factor, eps)
         grad_w = tl.sum(rows * grad_mixed[None, :], axis=1)
         tl.store(grad_weights + token * K + k, grad_w, mask=k < K)
-        for i in tl.static_range(K):
+        for i in tl.static_range(K):  # pyright: ignore
             w_i = tl.load(weights + token * K + i).to(tl.float32)
             tl.store(grad_rows + (token * K + i) * D + column, w_i * grad_mixed, mask=inside)
     tl.store(grad_scale + program * D + column, scale_sum, mask=inside)
