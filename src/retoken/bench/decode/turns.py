@@ -66,7 +66,7 @@ def _rank(count: int) -> int:
         below += math.comb(count, k) / 2**count
         if below > 0.025:
             break
-        left_out = k + 1
+        left_out = k
     return left_out
 
 
