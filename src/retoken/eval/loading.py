@@ -71,7 +71,7 @@ def open_checkpoint(where: str) -> Loaded:
         name = where.removeprefix(HUB)
         return Loaded(name=name, model=load_model(Path(name)).eval(), tokenizer=_tokenizer_at(name), run=None)
     folder = _model_folder(Path(where))
-    run = _run_of(folder)
+    run = run_of(folder)
     model = load_model(folder).eval()
     return Loaded(name=str(folder), model=model, tokenizer=tokenizer_for(folder), run=run)
 
@@ -96,8 +96,8 @@ def _model_folder(path: Path) -> Path:
     return path
 
 
-def _run_of(folder: Path) -> TrainConfig | None:
-    """The run whose folder this model lies in: RUN/model or RUN/checkpoints/step-N."""
+def run_of(folder: Path) -> TrainConfig | None:
+    """The run whose folder this model lies in: RUN/model or RUN/checkpoints/step-N; None: it lies in none."""
     for above in (folder.resolve().parent, folder.resolve().parent.parent):
         path = RunFolder(above).config
         values: Any = read_json(path).get("train") if path.is_file() else None
@@ -115,7 +115,7 @@ def tokenizer_for(folder: Path) -> PreTrainedTokenizerBase | None:
     Raises:
         CheckpointError: The one in the folder is broken.
     """
-    return _tokenizer_at(str(folder)) or _tokenizer_of(_run_of(folder))
+    return _tokenizer_at(str(folder)) or _tokenizer_of(run_of(folder))
 
 
 def _tokenizer_at(where: str) -> PreTrainedTokenizerBase | None:
