@@ -45,7 +45,11 @@ class AbsentTable(TokenTable):
         return self._needed(fetched).lookup()
 
     def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor, fetched: Fetched | None = None) -> Tensor:
-        """sum_k weights_k E_{chosen_k}[ids], [..., D] float32 (Eq. 4), out of `fetched`; errors as `lookup`."""
+        """sum_k weights_k E_{chosen_k}[ids], [..., D] float32 (Eq. 4), out of `fetched`.
+
+        Raises:
+            AttachError: none were fetched.
+        """
         return self._needed(fetched).mix(chosen, weights)
 
     def _needed(self, fetched: Fetched | None) -> Fetched:

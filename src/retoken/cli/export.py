@@ -37,8 +37,8 @@ class Export:
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run folder, for its newest checkpoint, or a checkpoint in it; with --fold or --rows also a model folder
-    that save_pretrained wrote."""
+    """A run folder, for its newest checkpoint, or a checkpoint in it; with --fold or --rows also what
+    save_pretrained wrote."""
     out: Path
     """Folder to make; it must not be there yet."""
     max_shard_size: str = DEFAULT_SHARD
@@ -115,7 +115,9 @@ class Export:
             run = None
         finally:
             if self.loss == "on" and run is None:
-                raise ConfigError(f"--loss is on and {source} has no run with its store; accepted: --data STORE")
+                raise ConfigError(
+                    f"--loss is on and {source} has no run with its store; accepted: --data STORE"
+                )
 
     def _costs(
         self, source: Path, folder: Path, store: Path, made: Artifact, tokenizer: Any, bar: Bars
@@ -135,9 +137,7 @@ class Export:
         with open_world(self.device, self.threads) as world:
             return subject.measure(store, world, made.rows, self.eval_tokens, bar("held-out loss"))
 
-    def _show_packed(
-        self, source: Path, made: Artifact, costs: list[RowCost], with_tokenizer: bool
-    ) -> None:
+    def _show_packed(self, source: Path, made: Artifact, costs: list[RowCost], with_tokenizer: bool) -> None:
         if self.json:
             losses = {"losses": [cost.to_dict() for cost in costs]}
             found = {"checkpoint": str(source), **made.to_dict(), "tokenizer": with_tokenizer, **losses}
@@ -172,8 +172,8 @@ class Export:
             raise ConfigError(f"--data is {self.data} and --loss is off; accepted: one of them")
         if self._packs and self.max_shard_size != DEFAULT_SHARD:
             raise ConfigError(
-                f"--max-shard-size is {self.max_shard_size}; accepted without --fold, --rows and --data: packed "
-                "rows are one file"
+                f"--max-shard-size is {self.max_shard_size}; accepted without --fold, --rows and --data: "
+                "packed rows are one file"
             )
 
 
@@ -195,7 +195,7 @@ def find(path: Path) -> Path:
 
 
 def find_source(path: Path) -> Path:
-    """The training checkpoint or the model folder that `path` stands for; a run's newest checkpoint comes first.
+    """The training checkpoint or the model folder that `path` stands for; a run's newest checkpoint is first.
 
     Raises:
         CheckpointError: There is none.

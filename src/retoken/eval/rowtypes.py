@@ -1,4 +1,4 @@
-"""What each row type costs in held-out loss: one model, the same tokens, its rows rounded as files would be."""
+"""What each row type costs in held-out loss: one model, the same tokens, rows rounded as files have them."""
 
 from __future__ import annotations
 

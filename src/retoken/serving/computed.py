@@ -1,4 +1,4 @@
-"""Rows in any row type without a file of them: rounded when a pass asks for them. To measure, not to serve."""
+"""Rows in any row type without a file of them: rounded when a pass asks. To measure, not to serve."""
 
 from __future__ import annotations
 

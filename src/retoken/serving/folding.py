@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retoken.attach.checkpoint import FIELD, read_field
+from retoken.attach.checkpoint import read_field
 from retoken.attach.families import dissect
 from retoken.checkpoint.build import build_model
 from retoken.config import ModulatorConfig

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -31,12 +32,13 @@ def load(
     rows: str | None = None,
     counts: Any = None,
     verify: bool | str | Path = False,
+    device: str | torch.device | None = None,
     **from_pretrained_options: Any,
 ) -> PreTrainedModel:
     """Load an attached model with its rows straight in their tier, never through another; for inference.
 
-    The model is built without tables, and its rows go block by block from the folder's files to where they are
-    asked for. Only with tables="device", and neither `rows` nor `path`, are they loaded as parameters.
+    The model is built without tables, and its rows go block by block from the folder's files to where they
+    are asked for. Only with tables="device", and neither `rows` nor `path`, are they loaded as parameters.
 
     Args:
         folder: what `save_pretrained` or `retoken export` wrote.
@@ -47,6 +49,7 @@ def load(
         budget, counts: as for `place`.
         rows: float32, bfloat16, int8 or float8_e4m3; None: as they are. Packed rows have their type already.
         verify: True, or a model folder: compare every fetched row with that folder's.
+        device: where the model computes; None: where from_pretrained puts it, the host.
         from_pretrained_options: `dtype`, `attn_implementation`, `device_map` and the like.
 
     Returns:
@@ -64,14 +67,14 @@ def load(
     asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify)
     if ROWS_FILE in written:
         packed = _packed_rows(folder, written, asked)
-        return _serve(build_without_tables(folder, **from_pretrained_options), packed, asked)
+        return _serve(_at(device, build_without_tables(folder, **from_pretrained_options)), packed, asked)
     if asked.as_they_are:
-        model = AutoModelForCausalLM.from_pretrained(folder, **from_pretrained_options)
+        model = _at(device, AutoModelForCausalLM.from_pretrained(folder, **from_pretrained_options))
         place(model, "device", budget=budget)
         return model
     asked.need_path()
     reader = FolderReader(folder)
-    model = build_without_tables(folder, **from_pretrained_options)
+    model = _at(device, build_without_tables(folder, **from_pretrained_options))
     check_shapes(model, reader.shapes(), reader.folded, folder)
     house(seat_of(model), reader, asked)
     return model
@@ -86,12 +89,16 @@ def build_without_tables(folder: Path, **from_pretrained_options: Any) -> PreTra
     """
     if from_pretrained_options.get("output_loading_info"):
         raise ConfigError("output_loading_info is True; accepted: options that leave it the model alone")
-    dtype = {k: from_pretrained_options.pop(k) for k in ("dtype",) if k in from_pretrained_options}
-    config, rest = AutoConfig.from_pretrained(
-        folder, return_unused_kwargs=True, **from_pretrained_options
-    )
+    options = from_pretrained_options
+    dtype: dict[str, Any] = {key: options.pop(key) for key in ("dtype",) if key in options}
+    read: Any = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **options)
+    config, rest = read
     setattr(config, FIELD, {**getattr(config, FIELD), ABSENT: True})
     return AutoModelForCausalLM.from_pretrained(folder, config=config, **dtype, **rest)
+
+
+def _at(device: str | torch.device | None, model: Any) -> PreTrainedModel:
+    return model if device is None else model.to(device)
 
 
 def seat_of(model: PreTrainedModel) -> Seat:
@@ -120,7 +127,7 @@ def check_shapes(
         assert isinstance(table, AbsentTable)
         if int(layer) not in found:
             raise CheckpointError(
-                f"{where}: config.json promises token-indexed parameters, but those of layer {layer} are missing"
+                f"{where}: config.json promises token-indexed parameters, but layer {layer}'s are missing"
             )
         if found[int(layer)] != tuple(table.shape):
             wanted = list(table.shape)
@@ -129,7 +136,9 @@ def check_shapes(
             )
     extra = sorted(set(found) - {int(layer) for layer in stack_of(model).layers})
     if extra:
-        raise CheckpointError(f"{where}: of another model: it has rows of layer {extra[0]}, config.json has not")
+        raise CheckpointError(
+            f"{where}: of another model: it has rows of layer {extra[0]}, config.json has not"
+        )
 
 
 def serve_rows_file(model: PreTrainedModel, name: Any, options: dict[str, Any]) -> None:
@@ -146,7 +155,7 @@ def serve_rows_file(model: PreTrainedModel, name: Any, options: dict[str, Any]) 
     written = getattr(model.config, FIELD)
     file = rows_file_of(written, name)
     if not Path(name).is_dir():
-        hub = {key: options[key] for key in _OF_THE_HUB if key in options}
+        hub: dict[str, Any] = {key: options[key] for key in _OF_THE_HUB if key in options}
         file = Path(cached_file(name, file.name, **hub))  # pyright: ignore
     asked = Asked.of("disk", None, path=file, rows=None, counts=None, verify=False)
     _serve(model, _open_rows(file, written), asked)
@@ -179,7 +188,9 @@ def _field_of(folder: Path) -> dict[str, Any]:
 def _packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFile:
     """The packed file a folder's rows are to be read from: its own, or a copy of it at `path`."""
     if asked.verify is True:
-        raise ConfigError(f"verify is True; accepted for {folder}, whose rows are packed: a folder with tables")
+        raise ConfigError(
+            f"verify is True; accepted for {folder}, whose rows are packed: a folder with tables"
+        )
     file = rows_file_of(written, folder)
     if asked.path is not None and not asked.path.exists():
         _open_rows(file, written)

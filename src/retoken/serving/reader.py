@@ -97,7 +97,9 @@ class FolderReader:
         written = read_json(folder / "config.json").get(FIELD)
         self.folded = is_folded(written)
         if isinstance(written, dict) and ROWS_FILE in written:
-            raise CheckpointError(f"{folder}: its rows are packed already; accepted: the folder it was made of")
+            raise CheckpointError(
+                f"{folder}: its rows are packed already; accepted: the folder it was made of"
+            )
         found = {key: part for key, part in open_tensors(folder).items() if TABLE.fullmatch(key)}
         self.slices: dict[int, Any] = {int(key.split(".")[2]): part for key, part in found.items()}
         self.slices = dict(sorted(self.slices.items()))
