@@ -14,7 +14,8 @@ from retoken.attach import (
 )
 from retoken.attach.checkpoint import register_known_families
 from retoken.config import MoRTConfig, ReTokenConfig, config_from_dict
-from retoken.serving import Placement, pack, place
+from retoken.serving import Placement, load, pack, place
+from retoken.serving.load import serve_rows_file
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "config_from_dict",
     "detach",
     "fold",
+    "load",
     "modulators",
     "pack",
     "param_groups",
@@ -36,4 +38,4 @@ __all__ = [
     "router_loads",
 ]
 
-register_known_families()
+register_known_families(serve_rows_file)

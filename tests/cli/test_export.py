@@ -64,3 +64,88 @@ def test_a_training_checkpoint_is_a_pretrained_backbone_too(
     code, before, _ = cli("eval", start, "--data", tiny_store, "--max-tokens", 400, "--json")
     assert code == 0
     assert json.loads(said)["val_loss"] == pytest.approx(json.loads(before)["val_loss"], rel=1e-4)
+
+
+def test_rows_are_folded_packed_and_measured(
+    cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path
+) -> None:
+    run, out = tiny_run("mort"), tmp_path / "new" / "artifact"
+    code, said, err = cli("export", run, "--out", out, "--fold", "--rows", "int8", "--json", "--threads", 1)
+    assert (code, err) == (0, "")
+    found = json.loads(said)
+    assert (found["rows"], found["folded"], found["tokens"], found["tokenizer"]) == ("int8", True, 300, True)
+    assert found["rows_bytes"] == (out / "rows.safetensors").stat().st_size
+    types = [cost["rows"] for cost in found["losses"]]
+    assert types == ["as trained", "float32", "bfloat16", "int8", "float8_e4m3"]
+    assert [cost["rows"] for cost in found["losses"] if cost["chosen"]] == ["int8"]
+    trained = found["losses"][0]["val_loss"]
+    assert trained == pytest.approx(json.loads((run / "result.json").read_text())["val_loss"], rel=1e-5)
+    for cost in found["losses"]:
+        assert cost["difference"] == pytest.approx(cost["val_loss"] - trained, abs=1e-12)
+        assert abs(cost["difference"]) < 1e-3
+    code, again, err = cli("eval", out, "--data", tiny_store, "--context-length", 32, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(again)["val_loss"] == pytest.approx(found["losses"][3]["val_loss"], rel=1e-6)
+    assert len(AutoTokenizer.from_pretrained(out)) == 300
+    assert [path.name for path in out.parent.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize("tables", ["", "device", "host", "disk"])
+def test_an_artefact_is_evaluated_and_generates_from_any_tier(
+    cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path, tables: str
+) -> None:
+    out, run = tmp_path / "artifact", tiny_run("retoken")
+    code, said, _ = cli("export", run / "model", "--out", out, "--fold", "--loss", "off")
+    assert code == 0 and "rows in float32" in said and "not measured" in said
+    where = ["--tables", tables] if tables else []
+    options = ["--data", tiny_store, "--context-length", 32, "--json"]
+    losses = [json.loads(cli("eval", *words, *options).out)["val_loss"] for words in ([run], [out, *where])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    texts = [
+        cli("generate", *words, "--prompt", "the cat", "--max-new-tokens", 8, "--temperature", 0)
+        for words in ([run], [out, *where])
+    ]
+    assert texts[0] == texts[1] and texts[0].code == 0
+
+
+def test_a_model_folder_is_served_from_a_file_that_is_made_for_it(
+    cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path
+) -> None:
+    run, rows = tiny_run("mort"), tmp_path / "rows"
+    options = ["--data", tiny_store, "--json"]
+    placed = cli("eval", run, *options, "--tables", "disk", "--rows-path", rows)
+    assert (placed.code, placed.err) == (0, "")
+    found = json.loads(placed.out)["val_loss"]
+    assert found == pytest.approx(json.loads(cli("eval", run, *options).out)["val_loss"], rel=1e-6)
+    assert rows.is_file()
+
+
+def test_the_loss_alone_chooses_int8(cli: Cli, tiny_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "artifact"
+    code, said, err = cli("export", tiny_run("retoken"), "--out", out, "--loss", "on", "--eval-tokens", 500)
+    assert (code, err) == (0, "")
+    assert "rows in int8" in said and "folded" not in said
+    marked = [line.split()[0] for line in said.splitlines() if line.endswith("<- written")]
+    assert marked == ["int8"]
+
+
+def test_what_packed_exports_cannot_do_is_refused(cli: Cli, tiny_run: Run, tmp_path: Path) -> None:
+    run, out = tiny_run("mort"), tmp_path / "artifact"
+    for words, what in (
+        ([tiny_run("baseline"), "--fold"], "field 'retoken'"),
+        ([tiny_run("baseline"), "--rows", "int8"], "holds no retoken.layers.*.table"),
+        ([run, "--rows", "int8", "--max-shard-size", "1GB"], "--max-shard-size is 1GB"),
+        ([run, "--rows", "int8", "--data", tmp_path / "none"], "none"),
+        ([run, "--data", tmp_path, "--loss", "off"], "--loss is off"),
+        ([run, "--rows", "int8", "--eval-tokens", -1], "--eval-tokens is -1"),
+        ([tmp_path / "none", "--rows", "int8"], "is no folder"),
+    ):
+        code, said, err = cli("export", *words, "--out", out)
+        assert (code, said) == (2, "") and what in err, (words, err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_checkpoint_is_not_placed(cli: Cli, tiny_run: Run, tiny_store: Path) -> None:
+    step = tiny_run("mort") / "checkpoints" / "step-000003"
+    code, _, err = cli("eval", step, "--data", tiny_store, "--tables", "host")
+    assert code == 2 and "retoken export makes one" in err

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from retoken.attach.absent import TABLE_KEYS, AbsentTable, without_tables
 from retoken.attach.checkpoint import (
     FIELD,
     attached_config_class,
@@ -96,14 +97,19 @@ def _replace_config(model: PreTrainedModel, old: Any, new: Any) -> None:
 def install_from_config(model: PreTrainedModel) -> None:
     """Build and hook up the modulators that the config of a model, built as its attached class, asks for.
 
+    Without tables where it says that their rows are elsewhere; those in a checkpoint are then left there.
+
     Raises:
         CheckpointError: the config does not say what to attach.
     """
     family, config = read_field(model.config)
-    anatomy = dissect(model, family)
-    _install(
-        model, anatomy, _build_stack(model, anatomy, config, folded=is_folded(getattr(model.config, FIELD)))
-    )
+    anatomy, written = dissect(model, family), getattr(model.config, FIELD)
+    table: TableFactory = TokenTable
+    if without_tables(written):
+        table = AbsentTable
+        ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+        model._keys_to_ignore_on_load_unexpected = ignored | {TABLE_KEYS}
+    _install(model, anatomy, _build_stack(model, anatomy, config, table, is_folded(written)))
 
 
 def _build_stack(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from safetensors import SafetensorError
@@ -21,12 +22,15 @@ from transformers.conversion_mapping import (
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from retoken.attach.absent import ABSENT, ROWS_FILE
 from retoken.attach.families import FAMILIES, Family
 from retoken.config import ModulatorConfig, config_from_dict
 from retoken.errors import CheckpointError
 from retoken.nn import Modulator, TokenTable
 from retoken.nn.mort import Router
 
+RowServer = Callable[[PreTrainedModel, Any, dict[str, Any]], Any]
+"""Lets a model without tables read its rows: (model, where it was loaded from, the options of that)."""
 PREFIX = "retoken_"
 FIELD = "retoken"
 FOLDED = "folded"
@@ -46,6 +50,8 @@ class AttachedModel:
 
     labels_at: ClassVar[int]
     """Where `labels` stands among the positional arguments of `forward`."""
+    serve_rows: ClassVar[RowServer | None] = None
+    """Set once, when retoken is imported: files of rows are known in a room above this one."""
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # pyright: ignore
@@ -56,6 +62,8 @@ class AttachedModel:
     @classmethod
     def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
         """As the backbone's, but tables that are not in the checkpoint are an error, not random rows.
+
+        Where the rows lie in a packed file of their own they are served from there, in place.
 
         Raises:
             CheckpointError: a file is truncated, a tensor has another shape, or a modulator's is missing.
@@ -69,6 +77,7 @@ class AttachedModel:
         _refuse_gaps(name, info, asked["ignore_mismatched_sizes"])
         if is_folded(getattr(model.config, FIELD)):  # transformers lets every loaded parameter train
             model.retoken.requires_grad_(False)
+        _provide_rows(model, name, kwargs)
         return (model, info) if asked["output_loading_info"] else model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,6 +104,15 @@ class AttachedModel:
             module.reset_parameters()
         else:
             super()._init_weights(module)  # pyright: ignore
+
+
+def _provide_rows(model: Any, name: Any, options: dict[str, Any]) -> None:
+    """Serve rows that are in a file; leave a model that was asked for without its tables to who asked."""
+    written = getattr(model.config, FIELD)
+    if ABSENT in written:
+        setattr(model.config, FIELD, {key: value for key, value in written.items() if key != ABSENT})
+    elif ROWS_FILE in written and AttachedModel.serve_rows is not None:
+        AttachedModel.serve_rows(model, name, options)
 
 
 def _refuse_gaps(name: Any, info: dict[str, Any], any_shape: bool) -> None:
@@ -195,7 +213,12 @@ def register_family(model_type: str) -> None:
     AutoConfig.register(PREFIX + model_type, _gateway(model_type), exist_ok=True)
 
 
-def register_known_families() -> None:
-    """What `import retoken` does, without importing any backbone."""
+def register_known_families(serve_rows: RowServer) -> None:
+    """What `import retoken` does, without importing any backbone.
+
+    Args:
+        serve_rows: how models whose rows lie in a file of their own get to them.
+    """
+    AttachedModel.serve_rows = staticmethod(serve_rows)
     for model_type in FAMILIES:
         register_family(model_type)

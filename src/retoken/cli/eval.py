@@ -35,6 +35,10 @@ class Eval:
     """Where to compute; "auto": a GPU where there is one."""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
+    tables: Literal["", "device", "host", "disk"] = ""
+    """Where a model folder's rows are to live; empty: as they are saved."""
+    rows_path: Path | None = None
+    """The packed file to serve rows from, or to write first, with --tables disk."""
     tasks: tuple[str, ...] = ()
     """Benchmark tasks; not in this release."""
     json: bool = False
@@ -52,7 +56,12 @@ class Eval:
             "batch_size": self.batch_size,
         }
         with open_world(self.device, self.threads) as world:
-            loaded = open_checkpoint(self.checkpoint)
+            loaded = open_checkpoint(
+                self.checkpoint,
+                tables=self.tables or None,
+                rows_path=self.rows_path,
+                device=world.device,
+            )
             if self.data is not None:
                 found = evaluate_store(loaded, self.data, world, **options)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -39,6 +40,10 @@ class Generate:
     """Where to compute; "auto": a GPU where there is one."""
     threads: int = 0
     """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
+    tables: Literal["", "device", "host", "disk"] = ""
+    """Where a model folder's rows are to live; empty: as they are saved."""
+    rows_path: Path | None = None
+    """The packed file to serve rows from, or to write first, with --tables disk."""
     json: bool = False
     """Print one JSON object instead of the text."""
 
@@ -51,7 +56,12 @@ class Generate:
         from retoken.train.world import open_world
 
         with open_world(self.device, self.threads) as world:
-            loaded = open_checkpoint(self.checkpoint)
+            loaded = open_checkpoint(
+                self.checkpoint,
+                tables=self.tables or None,
+                rows_path=self.rows_path,
+                device=world.device,
+            )
             tokenizer: Any = loaded.need_tokenizer()
             model: Any = loaded.model.to(world.device)  # pyright: ignore
             ids = self._prompt_ids(tokenizer).to(world.device)

@@ -152,13 +152,21 @@ def _check_fit(loaded: Loaded, store: TokenStore) -> None:
             f"{store.folder} has {store.manifest.vocab_size} token ids; "
             f"accepted: up to the model's {loaded.rows}"
         )
-    if loaded.tokenizer is None:
-        return
-    theirs, ours = loaded.tokenizer.get_vocab(), store.tokenizer().get_vocab()
+    if loaded.tokenizer is not None:
+        check_tokenizer(loaded.name, loaded.tokenizer, store)
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, store: TokenStore) -> None:
+    """Refuse a store that another tokenizer than a model's made.
+
+    Raises:
+        DataError: a token has another id; names it, the store and the model `name`.
+    """
+    theirs, ours = tokenizer.get_vocab(), store.tokenizer().get_vocab()
     wrong = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     if wrong:
         raise DataError(
-            f"{store.folder}: made with another tokenizer than {loaded.name}'s (token {wrong[0]!r} has id "
+            f"{store.folder}: made with another tokenizer than {name}'s (token {wrong[0]!r} has id "
             f"{ours.get(wrong[0])} and {theirs.get(wrong[0])}); accepted: data prepared with that tokenizer"
         )
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from retoken.checkpoint import newest_path
+from retoken.attach.absent import ROWS_FILE
+from retoken.attach.checkpoint import FIELD
+from retoken.checkpoint import is_checkpoint, newest_path
 from retoken.checkpoint.files import read_json
 from retoken.data.tokens import TokenStore
-from retoken.errors import CheckpointError, ConfigError, DataError
+from retoken.errors import CheckpointError, ConfigError, DataError, RetokenError
+from retoken.serving.load import load
 from retoken.train.config import TrainConfig
 from retoken.train.folder import RunFolder
 from retoken.train.setup import load_model
 
+Tables = Literal["device", "host", "disk"]
 HUB = "hf:"
 ACCEPTED = "a run folder, a checkpoint or model folder with config.json, or hf:NAME"
 
@@ -57,23 +62,65 @@ class Loaded:
         return self.tokenizer
 
 
-def open_checkpoint(where: str) -> Loaded:
+def open_checkpoint(
+    where: str,
+    *,
+    tables: Tables | None = None,
+    rows_path: Path | None = None,
+    device: torch.device | None = None,
+) -> Loaded:
     """Load a checkpoint for evaluation or generation.
 
     Args:
         where: A run folder (its final model, or its newest checkpoint), a checkpoint in one, any folder that
-            `save_pretrained` wrote, or "hf:" and a name on the Hugging Face hub.
+            `save_pretrained` or `retoken export` wrote, or "hf:" and a name on the Hugging Face hub.
+        tables: Where the rows are to live, of a model folder; None: as parameters, or in the packed file that
+            the folder has.
+        rows_path: The packed file, as `retoken.load`'s `path`.
+        device: Where placed rows are to be used; None: the host.
 
     Raises:
         CheckpointError: Nothing loadable is there; the file and what was found are named.
+        ConfigError: Rows cannot be placed as they are asked to be.
     """
+    placed = tables is not None or rows_path is not None
     if where.startswith(HUB):
+        if placed:
+            raise ConfigError(
+                f"tables is {tables!r} with {where}; accepted with a model folder on this machine"
+            )
         name = where.removeprefix(HUB)
         return Loaded(name=name, model=load_model(Path(name)).eval(), tokenizer=_tokenizer_at(name), run=None)
     folder = _model_folder(Path(where))
-    run = _run_of(folder)
-    model = load_model(folder).eval()
+    run = run_of(folder)
+    if placed or ROWS_FILE in _attached_in(folder):
+        model = _load_placed(folder, tables, rows_path, device)
+    else:
+        model = load_model(folder).eval()
     return Loaded(name=str(folder), model=model, tokenizer=tokenizer_for(folder), run=run)
+
+
+def _attached_in(folder: Path) -> dict[str, Any]:
+    """What a folder's config says is attached; empty where nothing is."""
+    found = read_json(folder / "config.json").get(FIELD)
+    return found if isinstance(found, dict) else {}
+
+
+def _load_placed(
+    folder: Path, tables: Tables | None, rows_path: Path | None, device: torch.device | None
+) -> PreTrainedModel:
+    if is_checkpoint(folder):
+        raise ConfigError(
+            f"tables is {tables!r} with {folder}, a training checkpoint; accepted with a model folder: "
+            "retoken export makes one"
+        )
+    try:
+        return load(folder, tables, path=rows_path, device=device, dtype=torch.float32)
+    except RetokenError:
+        raise
+    except Exception as error:  # transformers and safetensors raise many kinds for a broken file
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder}: not loadable as a model ({reason})") from error
 
 
 def _model_folder(path: Path) -> Path:
@@ -96,8 +143,8 @@ def _model_folder(path: Path) -> Path:
     return path
 
 
-def _run_of(folder: Path) -> TrainConfig | None:
-    """The run whose folder this model lies in: RUN/model or RUN/checkpoints/step-N."""
+def run_of(folder: Path) -> TrainConfig | None:
+    """The run whose folder this model lies in: RUN/model or RUN/checkpoints/step-N; None: it lies in none."""
     for above in (folder.resolve().parent, folder.resolve().parent.parent):
         path = RunFolder(above).config
         values: Any = read_json(path).get("train") if path.is_file() else None
@@ -115,7 +162,7 @@ def tokenizer_for(folder: Path) -> PreTrainedTokenizerBase | None:
     Raises:
         CheckpointError: The one in the folder is broken.
     """
-    return _tokenizer_at(str(folder)) or _tokenizer_of(_run_of(folder))
+    return _tokenizer_at(str(folder)) or _tokenizer_of(run_of(folder))
 
 
 def _tokenizer_at(where: str) -> PreTrainedTokenizerBase | None:

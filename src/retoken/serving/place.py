@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -44,6 +44,85 @@ class Placement:
         return "\n".join([head, *lines, *served])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Where rows are asked to be; the options of `place`, checked."""
+
+    tables: str
+    budget: dict[str, int]
+    path: Path | None
+    rows: str | None
+    counts: Any
+    verify: bool | Path
+    prefetch: Prefetch
+
+    @classmethod
+    def of(
+        cls,
+        tables: str,
+        budget: Any,
+        *,
+        path: Any,
+        rows: Any,
+        counts: Any,
+        verify: Any,
+        prefetch: Any = "record",
+    ) -> Asked:
+        """What was asked for.
+
+        Raises:
+            ConfigError: tiers, a budget or a way to prefetch that are none.
+        """
+        if prefetch not in get_args(Prefetch):
+            raise ConfigError(f"prefetch is {prefetch!r}; accepted: {', '.join(get_args(Prefetch))}")
+        return cls(
+            tables=tables,
+            budget=check_request(tables, budget),
+            path=None if path is None else Path(path),
+            rows=rows,
+            counts=counts,
+            verify=verify if isinstance(verify, bool) else Path(verify),
+            prefetch=prefetch,
+        )
+
+    @property
+    def as_they_are(self) -> bool:
+        """Whether tables stay as the model has them."""
+        return self.tables == "device" and self.rows is None and self.path is None
+
+    def need_path(self) -> None:
+        """Refuse the disk without a file.
+
+        Raises:
+            ConfigError: no path is given.
+        """
+        if self.tables == "disk" and self.path is None:
+            raise ConfigError(
+                'path is None; accepted with tables="disk": the packed file to serve or to write'
+            )
+
+    def homes(self, layout: RecordLayout) -> Homes:
+        """Which token's record lives where.
+
+        Raises:
+            ConfigError: they do not fit.
+            DataError: counts that are none.
+        """
+        return assign(layout, self.tables, self.budget, read_counts(self.counts, layout.vocab_size))
+
+    def check_folder(self) -> FolderReader | None:
+        """The model folder that fetched rows are compared with, if one was named."""
+        return None if isinstance(self.verify, bool) else FolderReader(self.verify)
+
+
+class Seat(NamedTuple):
+    """Whose layers are to read rows, in which type and where they compute."""
+
+    stack: ModulatorStack
+    dtype: torch.dtype
+    device: torch.device
+
+
 def place(
     model: PreTrainedModel,
     tables: Literal["device", "host", "disk"] = "device",
@@ -78,23 +157,38 @@ def place(
         ConfigError: a request that is not understood, or does not fit, with the numbers.
         DataError: counts that are none.
     """
-    stack, asked = stack_of(model), check_request(tables, budget)
-    if prefetch not in get_args(Prefetch):
-        raise ConfigError(f"prefetch is {prefetch!r}; accepted: {', '.join(get_args(Prefetch))}")
+    stack = stack_of(model)
+    asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify, prefetch=prefetch)
     reader = _reader(model, stack)
-    if tables == "disk" and path is None:
-        raise ConfigError('path is None; accepted with tables="disk": the packed file to serve or to write')
-    if tables == "device" and rows is None and path is None:
-        return _resident(reader, asked)
-    layout = layout_of(reader, rows) if path is None or not Path(path).exists() else None
-    wanted = read_counts(counts, reader.shape()[0])
+    if asked.as_they_are:
+        return _resident(reader, asked.budget)
+    asked.need_path()
+    first = next(iter(reader.tables.values()))
+    return house(Seat(stack, first.dtype, first.device), reader, asked)
+
+
+def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
+    """Put the rows of a reader where they are asked for, block by block, and let a model read them there.
+
+    Raises:
+        As `place`.
+    """
+    layout = None if asked.path is not None and asked.path.exists() else layout_of(reader, asked.rows)
     if layout is not None:
-        assign(layout, tables, asked, wanted)  # refused before anything is written
-    packed = None if path is None else _packed(reader, Path(path), rows)
+        asked.homes(layout)  # refused before anything is written
+    packed = None if asked.path is None else _packed(reader, asked.path, asked.rows)
     layout = packed.layout if packed is not None else layout
     assert layout is not None
-    homes = assign(layout, tables, asked, wanted)
-    return _move(stack, reader, layout, homes, packed, _check_reader(reader, verify), prefetch)
+    stored = blocks(reader, layout) if packed is None else _stored(packed)
+    check = reader if asked.verify is True else asked.check_folder()
+    return _move(seat, layout, asked.homes(layout), packed, stored, check, asked.prefetch)
+
+
+def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
+    """Let a model read its rows out of a packed file, or out of memory that is filled from it."""
+    homes = asked.homes(packed.layout)
+    stored, check = _stored(packed), asked.check_folder()
+    return _move(seat, packed.layout, homes, packed, stored, check, asked.prefetch)
 
 
 def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
@@ -121,7 +215,7 @@ def _resident(reader: TensorReader, budget: Mapping[str, int]) -> Placement:
     return Placement(rows=kind, record_bytes=total // tokens, tiers=(use,))
 
 
-def _packed(reader: TensorReader, path: Path, rows: str | None) -> PackedFile:
+def _packed(reader: RowReader, path: Path, rows: str | None) -> PackedFile:
     """The packed file at `path`, of this model's rows."""
     if not path.exists():
         pack(reader, path, rows)
@@ -138,34 +232,27 @@ def _packed(reader: TensorReader, path: Path, rows: str | None) -> PackedFile:
     return packed
 
 
-def _check_reader(reader: TensorReader, verify: bool | str | Path) -> RowReader | None:
-    if isinstance(verify, bool):
-        return reader if verify else None
-    return FolderReader(Path(verify))
-
-
 def _move(
-    stack: ModulatorStack,
-    reader: TensorReader,
+    seat: Seat,
     layout: RecordLayout,
     homes: Homes,
     packed: PackedFile | None,
+    stored: Iterable[tuple[int, Tensor]],
     check: RowReader | None,
     prefetch: Prefetch,
 ) -> Placement:
     """Fill the tiers, then let the layers read from them and the tables go."""
-    first = next(iter(reader.tables.values()))
-    tiers = _build_tiers(layout, homes, packed, first.device)
+    tiers = _build_tiers(layout, homes, packed, seat.device)
     if homes.names != ("disk",):
-        fill(tiers, homes, blocks(reader, layout) if packed is None else _stored(packed))
-    source = PlacedRows(layout, tiers, homes, first.dtype, first.device, check, prefetch)
+        fill(tiers, homes, stored)
+    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, prefetch)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
         rows=layout.rows, record_bytes=layout.record_bytes, tiers=homes.uses(layout), path=served
     )
-    for layer, module in stack.layers.items():
+    for layer, module in seat.stack.layers.items():
         module.table = PlacedTable(int(layer), source)
-    stack.source = source  # pyright: ignore
+    seat.stack.source = source  # pyright: ignore
     return source.placement
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from retoken.attach.absent import ROWS_FILE
 from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.checkpoint.files import read_json
 from retoken.errors import CheckpointError
@@ -20,6 +22,7 @@ from retoken.serving.layout import RecordLayout
 
 LIKE = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float32"}
 """The row type that keeps a table's rows as they are."""
+TABLE = re.compile(r"retoken\.layers\.\d+\.table")
 
 
 class RowReader(Protocol):
@@ -62,44 +65,68 @@ class TensorReader:
         return {layer: table[ids.to(table.device)] for layer, table in self.tables.items()}
 
 
+def open_tensors(folder: Path) -> dict[str, Any]:
+    """{key: safetensors slice} of a model folder's files, in one file or several; nothing is read yet.
+
+    Raises:
+        CheckpointError: a file is missing or broken.
+    """
+    try:
+        index, files = folder / SAFE_WEIGHTS_INDEX_NAME, {SAFE_WEIGHTS_NAME}
+        if index.is_file():
+            files = set(read_json(index)["weight_map"].values())
+        slices: dict[str, Any] = {}
+        for file in sorted(files):
+            opened = safe_open(str(folder / file), framework="pt")
+            slices.update((key, opened.get_slice(key)) for key in opened.keys())  # noqa: SIM118
+        return slices
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder}: no readable safetensors model ({error})") from None
+
+
 class FolderReader:
     """Rows in the safetensors files of a folder that `save_pretrained` or `retoken export` wrote."""
 
     def __init__(self, folder: Path) -> None:
+        """Opens its files; no row is read.
+
+        Raises:
+            CheckpointError: a file is missing or broken, or holds no tables.
+        """
         self.folder = folder
-        self.folded = is_folded(read_json(folder / "config.json").get(FIELD))
-        try:
-            self.slices = self._open()
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder}: no readable safetensors model ({error})") from None
+        written = read_json(folder / "config.json").get(FIELD)
+        self.folded = is_folded(written)
+        if isinstance(written, dict) and ROWS_FILE in written:
+            raise CheckpointError(
+                f"{folder}: its rows are packed already; accepted: the folder it was made of"
+            )
+        found = {key: part for key, part in open_tensors(folder).items() if TABLE.fullmatch(key)}
+        self.slices: dict[int, Any] = {int(key.split(".")[2]): part for key, part in found.items()}
+        self.slices = dict(sorted(self.slices.items()))
         if not self.slices:
             raise CheckpointError(f"{folder}: holds no retoken.layers.*.table; accepted: an attached model")
 
-    def _open(self) -> dict[int, object]:
-        index = self.folder / SAFE_WEIGHTS_INDEX_NAME
-        files = {SAFE_WEIGHTS_NAME}
-        if index.is_file():
-            files = set(read_json(index)["weight_map"].values())
-        slices: dict[int, object] = {}
-        for file in sorted(files):
-            opened = safe_open(str(self.folder / file), framework="pt")
-            for key in opened.keys():  # noqa: SIM118
-                if key.startswith("retoken.layers.") and key.endswith(".table"):
-                    slices[int(key.split(".")[2])] = opened.get_slice(key)
-        return dict(sorted(slices.items()))
-
     def shape(self) -> tuple[int, ...]:
         """Of each table."""
-        return tuple(next(iter(self.slices.values())).get_shape())  # pyright: ignore
+        return next(iter(self.shapes().values()))
+
+    def shapes(self) -> dict[int, tuple[int, ...]]:
+        """{layer: its table's}."""
+        return {layer: tuple(part.get_shape()) for layer, part in self.slices.items()}
 
     def block(self, start: int, stop: int) -> dict[int, Tensor]:
         """Rows of successive tokens."""
-        return {layer: part[start:stop] for layer, part in self.slices.items()}  # pyright: ignore
+        return {layer: part[start:stop] for layer, part in self.slices.items()}
 
     def some(self, ids: Tensor) -> dict[int, Tensor]:
         """Rows of any tokens."""
         each = [self.block(i, i + 1) for i in ids.tolist()]
         return {layer: torch.cat([rows[layer] for rows in each]) for layer in self.slices}
+
+
+def kept_as(rows: Mapping[int, Tensor]) -> str:
+    """The row type that keeps such rows as they are; what it says where there is none is no row type."""
+    return LIKE.get(next(iter(rows.values())).dtype, f"none of {', '.join(STORED)}")
 
 
 def layout_of(reader: RowReader, rows: str | None = None) -> RecordLayout:
@@ -111,7 +138,7 @@ def layout_of(reader: RowReader, rows: str | None = None) -> RecordLayout:
     shape = reader.shape()
     first = reader.block(0, 1)
     if rows is None:
-        rows = LIKE.get(next(iter(first.values())).dtype, f"none of {', '.join(STORED)}")
+        rows = kept_as(first)
     return RecordLayout(
         vocab_size=shape[0],
         layers=tuple(first),
