@@ -17,8 +17,8 @@ from retoken.cli.options import as_json
 from retoken.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from retoken.data.tokens import TokenStore
     from retoken.checkpoint.export import Exported
+    from retoken.data.tokens import TokenStore
     from retoken.eval.rowtypes import RowCost
     from retoken.serving.artifact import Artifact
 
