@@ -132,8 +132,8 @@ def test_the_loss_alone_chooses_int8(cli: Cli, tiny_run: Run, tmp_path: Path) ->
 def test_what_packed_exports_cannot_do_is_refused(cli: Cli, tiny_run: Run, tmp_path: Path) -> None:
     run, out = tiny_run("mort"), tmp_path / "artifact"
     for words, what in (
-        ([tiny_run("baseline"), "--fold"], "field 'retoken'"),
-        ([tiny_run("baseline"), "--rows", "int8"], "holds no retoken.layers.*.table"),
+        ([tiny_run("baseline"), "--fold"], "run-baseline/checkpoints/step-000003 carries no token"),
+        ([tiny_run("baseline"), "--rows", "int8"], "carries no token"),
         ([run, "--rows", "int8", "--max-shard-size", "1GB"], "--max-shard-size is 1GB"),
         ([run, "--rows", "int8", "--data", tmp_path / "none"], "none"),
         ([run, "--data", tmp_path, "--loss", "off"], "--loss is off"),

@@ -18,6 +18,7 @@ from retoken.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from retoken.checkpoint.export import Exported
+    from retoken.data.tokens import TokenStore
     from retoken.eval.rowtypes import RowCost
     from retoken.serving.artifact import Artifact
 
@@ -84,7 +85,9 @@ class Export:
         from retoken.serving.artifact import write_artifact
 
         source = find_source(self.checkpoint)
-        store, tokenizer = self._store(source), tokenizer_for(source)
+        _refuse_bare(source)
+        tokenizer = tokenizer_for(source)
+        store = self._store(source, tokenizer)
         rows = self.rows or (None if self.fold else DEFAULT_ROWS)
 
         def beside(folder: Path) -> None:
@@ -98,26 +101,19 @@ class Export:
             costs = self._costs(source, folder, store, made, tokenizer, bar) if store else []
         self._show_packed(source, made, costs, tokenizer is not None)
 
-    def _store(self, source: Path) -> Path | None:
-        """The store to measure on; opened once, so that a broken one is told before anything is written."""
+    def _store(self, source: Path, tokenizer: Any) -> Path | None:
+        """The store to measure on; what is wrong with it is told before anything is written."""
         from retoken.data.tokens import TokenStore
-        from retoken.errors import DataError
-        from retoken.eval.loading import run_of
+        from retoken.eval.heldout import check_tokenizer
 
         if self.loss == "off":
             return None
-        if self.data is not None:
-            return TokenStore.open(self.data).folder
-        run = run_of(source)
-        try:
-            return TokenStore.open(run.data).folder if run else None
-        except DataError:
-            run = None
-        finally:
-            if self.loss == "on" and run is None:
-                raise ConfigError(
-                    f"--loss is on and {source} has no run with its store; accepted: --data STORE"
-                )
+        store = TokenStore.open(self.data) if self.data is not None else _store_of_run(source)
+        if store is None and self.loss == "on":
+            raise ConfigError(f"--loss is on and {source} has no run with its store; accepted: --data STORE")
+        if store is not None and tokenizer is not None:
+            check_tokenizer(str(source), tokenizer, store)
+        return None if store is None else store.folder
 
     def _costs(
         self, source: Path, folder: Path, store: Path, made: Artifact, tokenizer: Any, bar: Bars
@@ -210,6 +206,31 @@ def find_source(path: Path) -> Path:
             if (folder / "config.json").is_file() and "model_type" in read_json(folder / "config.json"):
                 return folder
     return find(path)
+
+
+def _store_of_run(source: Path) -> TokenStore | None:
+    """The store that the run of a checkpoint was trained on; None: no run, or it has moved on since."""
+    from retoken.data.tokens import TokenStore
+    from retoken.errors import DataError
+    from retoken.eval.loading import run_of
+
+    run = run_of(source)
+    try:
+        return TokenStore.open(run.data) if run else None
+    except DataError:
+        return None
+
+
+def _refuse_bare(source: Path) -> None:
+    """Refuse a model without token-indexed parameters."""
+    from retoken.attach.checkpoint import FIELD
+    from retoken.checkpoint.files import read_json
+
+    if not isinstance(read_json(source / "config.json").get(FIELD), dict):
+        raise CheckpointError(
+            f"checkpoint {source} carries no token-indexed parameters; accepted without --fold, --rows "
+            "and --data"
+        )
 
 
 @contextmanager

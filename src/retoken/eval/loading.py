@@ -101,8 +101,11 @@ def open_checkpoint(
 
 
 def _attached_in(folder: Path) -> dict[str, Any]:
-    """What a folder's config says is attached; empty where nothing is."""
-    found = read_json(folder / "config.json").get(FIELD)
+    """What a folder's config says is attached; empty where nothing is, or where it cannot be read."""
+    try:
+        found = read_json(folder / "config.json").get(FIELD)
+    except CheckpointError:
+        return {}  # who loads it says what is wrong
     return found if isinstance(found, dict) else {}
 
 
