@@ -14,6 +14,7 @@ from rich.table import Table
 
 from retoken import presets
 from retoken.cli.bench_exchange import BenchExchange
+from retoken.cli.bench_lookup import BenchLookup
 from retoken.cli.bench_optimizer import BenchOptimizer
 from retoken.cli.options import as_json
 from retoken.errors import ConfigError
@@ -142,6 +143,7 @@ Bench = (
     Annotated[BenchTrain, tyro.conf.subcommand("train")]
     | Annotated[BenchOptimizer, tyro.conf.subcommand("optimizer")]
     | Annotated[BenchExchange, tyro.conf.subcommand("exchange")]
+    | Annotated[BenchLookup, tyro.conf.subcommand("lookup")]
 )
 """`retoken bench WHAT`."""
 
