@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retoken.bench.lookup_room import EPS, Contender, Setting, States, Table, drawn
+from retoken.bench.lookup_room import BLOCK, DEPTH, EPS, Contender, Setting, States, Table, drawn
 from retoken.ops import fused, naive
 from retoken.ops.quantize import STORED
 
@@ -128,7 +128,7 @@ def wanted(table: Table, states: States, gemma: Any) -> dict[str, Any]:
         if table.setting.experts == 1:
             return naive.retoken_increment(m, naive.retoken_gate(rows, s, at, "rms", EPS))
         G, w = naive.mort_weights(naive.mort_logits(h, r.T), table.setting.top_k)
-        return m + naive.mort_residual(naive.mort_mix(rows, at, G, w), s, 12, "rms", EPS)
+        return m + naive.mort_residual(naive.mort_mix(rows, at, G, w), s, DEPTH, "rms", EPS)
 
     return {"whole": ours, "ple": lambda ids: by_hand(gemma, states.hidden_TD, ids)}
 
@@ -136,6 +136,6 @@ def wanted(table: Table, states: States, gemma: Any) -> dict[str, Any]:
 def fill(gemma: Any) -> None:
     """Numbers of a trained model's size: the drawn per-layer table repeated, as `Table` does."""
     weight = gemma.embed_tokens_per_layer.weight
-    block = drawn(min(1024, len(weight)), weight.shape[1], dtype=weight.dtype, seed=7) / PLE**0.5
+    block = drawn(min(BLOCK, len(weight)), weight.shape[1], dtype=weight.dtype, seed=7) / PLE**0.5
     for start in range(0, len(weight), len(block)):
         weight[start : start + len(block)] = block[: len(weight) - start]

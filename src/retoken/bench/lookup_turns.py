@@ -138,4 +138,8 @@ def write(path: Path, turns: Sequence[LookupTurn]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(names)
-        writer.writerows([getattr(turn, name) for name in names] for turn in turns)
+        writer.writerows([_short(getattr(turn, name)) for name in names] for turn in turns)
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
