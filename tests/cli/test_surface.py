@@ -12,7 +12,7 @@ from pathlib import Path
 import retoken
 from retoken.cli.main import VERBS, main
 
-SECOND_WORDS = {"bench": ("train", "optimizer", "exchange")}
+SECOND_WORDS = {"bench": ("train", "optimizer", "exchange", "lookup")}
 SNAPSHOT = Path(__file__).with_name("surface.txt")
 
 

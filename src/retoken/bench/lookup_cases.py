@@ -1,0 +1,181 @@
+"""Ways to look rows up and to use them: the fused kernels first, then every alternative in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from retoken import ops
+from retoken.bench.lookup_room import DEPTH, EPS, Contender, States, Table
+from retoken.ops import Routing, fused, naive
+from retoken.ops.quantize import LARGEST, STORED, dequantize
+
+Build = Callable[[Table, States], list[Contender]]
+Wanted = Mapping[str, Callable[[Tensor], Any]]
+"""{what is done: of ids [T], its result in float64}."""
+OURS, COMPILED = "fused", "torch.compile"
+
+
+def contenders(table: Table, states: States, *, compiled: bool) -> list[Contender]:
+    """Ours first. With `compiled`, torch.compile's version of what is named "eager" as well."""
+    found = BUILDS[table.setting.operation](table, states)
+    eager = next((each for each in found if each.name == "eager"), None)
+    if not compiled or eager is None or table.setting.rows in LARGEST:
+        return found
+    torch.compiler.reset()
+    return [*found, Contender(name=COMPILED, call=torch.compile(eager.call, dynamic=False))]
+
+
+def wanted(table: Table, states: States) -> Wanted:
+    """What contenders must give, by the paper's equations in float64."""
+    m, h, s, r = (
+        x.double() for x in (states.increment_TD, states.hidden_TD, states.scale_D, states.router_ED)
+    )
+    chosen, weights = states.routing.chosen_TK, states.routing.weights_TK.double()
+
+    def mixture(ids: Tensor) -> Tensor:
+        return naive.mort_mix(table.wide(ids), torch.arange(len(ids)), chosen, weights)
+
+    def gated(ids: Tensor) -> Tensor:
+        return naive.retoken_increment(
+            m, naive.retoken_gate(table.wide(ids), s, torch.arange(len(ids)), "rms", EPS)
+        )
+
+    by_operation: dict[str, Wanted] = {
+        "gather": {"whole": table.wide},
+        "gate": {"whole": gated, "gather": table.wide},
+        "folded": {"whole": lambda ids: m * (1 + table.wide(ids))},
+        "mix": {
+            "whole": lambda ids: m + naive.mort_residual(mixture(ids), s, DEPTH, "rms", EPS),
+            "mixture": mixture,
+        },
+        "route": {"whole": lambda _: ops.route(h, r, table.setting.top_k)},
+    }
+    return by_operation[table.setting.operation]
+
+
+def _gather(table: Table, states: States) -> list[Contender]:
+    """Ours as a mixture of one row, added to nothing: it reads zeros besides, which a gather need not."""
+    weight, tokens = table.memory, len(states.increment_TD)
+    nothing = torch.zeros_like(states.increment_TD)
+    first = Routing(nothing, torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1))
+
+    def ours(ids: Tensor) -> Tensor:
+        return fused.mix_into(table.near(ids), nothing, first, None, 1.0, 0.0)
+
+    return [
+        Contender(name=OURS, call=ours),
+        Contender(name="F.embedding", call=lambda ids: F.embedding(ids, weight)),
+        Contender(name="index_select", call=lambda ids: weight.index_select(0, ids)),
+    ]
+
+
+def _gate(table: Table, states: States) -> list[Contender]:
+    m, s, gain, weight = states.increment_TD, states.scale_D, states.gain, table.memory
+    rows = rows_of(table)
+
+    def ours(ids: Tensor) -> Tensor:
+        return fused.gate(table.near(ids), m, s, gain, EPS)
+
+    def eager(ids: Tensor) -> Tensor:
+        return ops.gate(m, rows(ids), s, gain, EPS)
+
+    def plain(ids: Tensor) -> Tensor:
+        return naive.retoken_increment(m, naive.retoken_gate(weight, s, ids, "rms", EPS))
+
+    found = [Contender(name=OURS, call=ours), Contender(name="eager", call=eager)]
+    if table.setting.rows not in LARGEST:
+        found.append(Contender(name="naive", call=plain))
+    return [*found, Contender(name="gather alone", call=rows, does="gather")]
+
+
+def _folded(table: Table, states: States) -> list[Contender]:
+    m, rows = states.increment_TD, rows_of(table)
+
+    def ours(ids: Tensor) -> Tensor:
+        return fused.gate(table.near(ids), m, None, 1.0, 0.0)
+
+    def eager(ids: Tensor) -> Tensor:
+        return (m.float() * (1 + rows(ids).float())).to(m.dtype)
+
+    return [Contender(name=OURS, call=ours), Contender(name="eager", call=eager)]
+
+
+def _mix(table: Table, states: States) -> list[Contender]:
+    m, s, gain, weight = states.increment_TD, states.scale_D, states.mixed_gain, table.memory
+    chosen, weights, mixture = states.routing.chosen_TK, states.routing.weights_TK, mixture_of(table, states)
+
+    def ours(ids: Tensor) -> Tensor:
+        return fused.mix_into(table.near(ids), m, states.routing, s, gain, EPS)
+
+    def eager(ids: Tensor) -> Tensor:
+        return (m.float() + ops.residual(mixture(ids), s, gain, EPS)).to(m.dtype)
+
+    def plain(ids: Tensor) -> Tensor:
+        mixed = naive.mort_mix(weight, ids, chosen, weights)
+        return (m + naive.mort_residual(mixed, s, DEPTH, "rms", EPS)).to(m.dtype)
+
+    found = [Contender(name=OURS, call=ours), Contender(name="eager", call=eager)]
+    if table.setting.rows in LARGEST:
+        return found
+    bag = Contender(name="F.embedding_bag, mixture alone", call=_bag(table, states), does="mixture")
+    return [*found, Contender(name="naive", call=plain), bag]
+
+
+def _bag(table: Table, states: States) -> Callable[[Tensor], Tensor]:
+    flat, experts = table.memory.flatten(0, -2), table.setting.experts
+    chosen, weights = states.routing.chosen_TK, states.routing.weights_TK.to(flat.dtype)
+
+    def bag(ids: Tensor) -> Tensor:
+        index = ids.unsqueeze(-1) * experts + chosen
+        return F.embedding_bag(index, flat, per_sample_weights=weights, mode="sum")
+
+    return bag
+
+
+def _route(table: Table, states: States) -> list[Contender]:
+    h, r, top_k = states.hidden_TD, states.router_ED, table.setting.top_k
+    return [
+        Contender(name=OURS, call=lambda _: fused.route(h, r, top_k)),
+        Contender(name="eager", call=lambda _: ops.route(h, r, top_k)),
+    ]
+
+
+BUILDS: dict[str, Build] = {"gather": _gather, "gate": _gate, "folded": _folded, "mix": _mix, "route": _route}
+"""{operation: its contenders}."""
+
+
+def rows_of(table: Table) -> Callable[[Tensor], Tensor]:
+    """Eager: of ids [T], a ReToken table's rows [T, D], decoded where they are short."""
+    if table.setting.rows not in LARGEST:
+        return lambda ids: F.embedding(ids, table.memory)
+    return lambda ids: table.layout.decode(table.memory[ids], 0, torch.float32)
+
+
+def mixture_of(table: Table, states: States) -> Callable[[Tensor], Tensor]:
+    """Eager: of ids [T], the mixture [T, D] of a MoRT table's rows; of short ones the chosen are decoded."""
+    setting, (_, chosen, weights) = table.setting, states.routing
+    if setting.rows not in LARGEST:
+        flat = table.memory.flatten(0, -2)
+        return lambda ids: ops.mix_rows(flat, ids.unsqueeze(-1) * setting.experts + chosen, weights)
+    numbers, scales = _parts(table)
+
+    def mixture(ids: Tensor) -> Tensor:
+        at = ids.unsqueeze(-1)
+        rows = dequantize(numbers[at, chosen].view(STORED[setting.rows]), scales[at, chosen], torch.float32)
+        return (rows * weights.unsqueeze(-1)).sum(-2)
+
+    return mixture
+
+
+def _parts(table: Table) -> tuple[Tensor, Tensor]:
+    """Views of records: numbers [V, E, D] uint8, scales [V, E] float32."""
+    setting, start = table.setting, table.layout.scales_start
+    numbers = table.memory[:, : setting.experts * setting.width].unflatten(
+        1, (setting.experts, setting.width)
+    )
+    return numbers, table.memory[:, start : start + 4 * setting.experts].view(torch.float32)
