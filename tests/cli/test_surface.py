@@ -12,7 +12,7 @@ from pathlib import Path
 import retoken
 from retoken.cli.main import VERBS, main
 
-SECOND_WORDS = {"bench": ("train", "optimizer", "exchange", "lookup")}
+SECOND_WORDS = {"bench": ("train", "decode", "lookup", "optimizer", "exchange")}
 SNAPSHOT = Path(__file__).with_name("surface.txt")
 
 
