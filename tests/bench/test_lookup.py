@@ -159,6 +159,8 @@ def test_ratios_and_bytes_by_hand():
     assert ours.microseconds.median == 2e6 and ours.rows_per_second == T * 3 / 2
     assert ours.bound_microseconds == pytest.approx(0.5e6) and ours.row_bytes == 100
     assert other.of_bandwidth is not None and other.of_bandwidth.median == pytest.approx(0.5 / 3)
+    alone = dataclasses.replace(cases[1], contender=dataclasses.replace(theirs, token_bytes=9))
+    assert lookup.summary(setting, [cases[0], alone], turns)[1].rows_per_second == T / 3
     assert losses([ours, other]) == ["the fused kernels lost to nothing that does the same"]
     slower = dataclasses.replace(other, ours_over_it=lookup.Spread(median=0.5, low=0.4, high=0.6))
     assert losses([slower]) == ["lost to theirs: mix, E=5 K=3, int8, T=6, fresh ids, 0.50 (0.40 to 0.60)"]

@@ -183,7 +183,8 @@ def _rate(
     ours: list[float],
     fastest: list[float],
 ) -> LookupRate:
-    size, rows = case.row_bytes, first.tokens * (setting.top_k if case.row_bytes else 0)
+    size, each = case.row_bytes, setting.top_k if case.contender.token_bytes is None else 1
+    rows = first.tokens * each if size else 0
     return LookupRate(
         setting=setting,
         tokens=first.tokens,
