@@ -123,7 +123,12 @@ def mix_into(
         *(chosen.data_ptr(), weights.data_ptr(), chosen.shape[-1]),
         *(increment.data_ptr(), KINDS[increment.dtype], out.data_ptr(), address, kind, gain, eps),
     )
-    _run(kernel.mix, fixed, near.slots.numel(), width)
+
+    def mix(*where: Any) -> int:
+        mixed = torch.empty(width)
+        return kernel.mix(*where[:-2], mixed.data_ptr(), *where[-2:])
+
+    _run(mix, fixed, near.slots.numel(), width)
     return out
 
 

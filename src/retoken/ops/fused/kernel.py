@@ -12,6 +12,7 @@ import math
 import numpy as np
 
 from retoken.ops.fused.memory import (
+    ask_line,
     read_bfloat16,
     read_float8,
     read_float32,
@@ -77,31 +78,39 @@ def gate(
 ):  # fmt: skip
     """`ops.gate` of rows [T, D] for increments [T, D] (Eq. 1-2); no scale (0): rows hold P - 1 (Eq. 8).
 
-    Returns the first position without a row, or -1.
+    While a row is worked on, the next one is on its way. Returns the first position without a row, or -1.
     """
     full, size = width // LANES * LANES, width * _size(x_kind)
     for t in range(start, stop):
         slot = read_index(slots + 8 * t)
         if slot < 0 or slot >= limit:
             return t
-        row = base + slot * stride
-        own = _scale_of(row, scales, 0)
-        x, y = increment + t * size, out + t * size
-        factor = F32(1)
+        row, ahead = base + slot * stride, base + read_index(slots + 8 * min(t + 1, stop - 1)) * stride
+        own, factor = _scale_of(row, scales, 0), F32(1)
         if scale != 0:
-            total = lanes_of(F32(0))
-            for c in range(0, full, LANES):
-                u = _read(kind, row, c, LANES) * own
-                total = total + u * u
-            if full < width:
-                u = _read(kind, row, full, width - full) * own
-                total = total + u * u
-            factor = _factor(sum_of(total), gain, eps)
+            factor = _factor(_squares(kind, row, own, width, ahead), gain, eps)
+            ahead = row
+        x, y = increment + t * size, out + t * size
         for c in range(0, full, LANES):
+            ask_line(ahead + c * _size(kind))
             _gate(kind, row, own, factor, x_kind, x, y, scale, s_kind, c, LANES)
         if full < width:
             _gate(kind, row, own, factor, x_kind, x, y, scale, s_kind, full, width - full)
     return -1
+
+
+@compiled
+def _squares(kind, row, own, width, ahead):
+    """The sum of a row's squares."""
+    full, total = width // LANES * LANES, lanes_of(F32(0))
+    for c in range(0, full, LANES):
+        ask_line(ahead + c * _size(kind))
+        u = _read(kind, row, c, LANES) * own
+        total = total + u * u
+    if full < width:
+        u = _read(kind, row, full, width - full) * own
+        total = total + u * u
+    return sum_of(total)
 
 
 @compiled
@@ -115,52 +124,57 @@ def _gate(kind, row, own, factor, x_kind, x, y, scale, s_kind, c, n):
 @compiled
 def mix(
     base, slots, stride, limit, kind, scales, row_bytes, width, chosen, weights, top_k,
-    increment, x_kind, out, scale, s_kind, gain, eps, start, stop,
+    increment, x_kind, out, scale, s_kind, gain, eps, mixed, start, stop,
 ):  # fmt: skip
     """Increments [T, D] plus `ops.residual` of `ops.mix_rows` (Eq. 4-6).
 
-    No scale (0): the mixture itself is added. The second reading of the rows finds them in the cache.
-    Returns the first position without rows, or -1.
+    No scale (0): the mixture itself is added. `mixed` is room for one mixture, [D] float32. While a row is
+    worked on, the next position's is on its way. Returns the first position without rows, or -1.
     """
     full, size = width // LANES * LANES, width * _size(x_kind)
     for t in range(start, stop):
-        slot = read_index(slots + 8 * t)
+        slot, later = read_index(slots + 8 * t), min(t + 1, stop - 1)
         if slot < 0 or slot >= limit:
             return t
-        record = base + slot * stride
-        picks, shares = chosen + 8 * t * top_k, weights + 4 * t * top_k
-        x, y = increment + t * size, out + t * size
+        record, ahead = base + slot * stride, base + read_index(slots + 8 * later) * stride
+        for k in range(top_k):
+            e = read_index(chosen + 8 * (t * top_k + k))
+            own, share = _scale_of(record, scales, e), read_number(weights + 4 * (t * top_k + k))
+            follows = ahead + read_index(chosen + 8 * (later * top_k + k)) * row_bytes
+            _accumulate(kind, record + e * row_bytes, own, share, width, mixed, k == 0, follows)
         factor = F32(1)
         if scale != 0:
-            total = lanes_of(F32(0))
-            for c in range(0, full, LANES):
-                u = _mixed(record, kind, scales, row_bytes, picks, shares, top_k, c, LANES)
-                total = total + u * u
-            if full < width:
-                u = _mixed(record, kind, scales, row_bytes, picks, shares, top_k, full, width - full)
-                total = total + u * u
-            factor = _factor(sum_of(total), gain, eps)
+            factor = _factor(_squares(FLOAT32, mixed, F32(1), width, mixed), gain, eps)
+        x, y = increment + t * size, out + t * size
         for c in range(0, full, LANES):
-            u = _mixed(record, kind, scales, row_bytes, picks, shares, top_k, c, LANES)
-            _add(u, factor, x_kind, x, y, scale, s_kind, c, LANES)
+            _add(mixed, factor, x_kind, x, y, scale, s_kind, c, LANES)
         if full < width:
-            u = _mixed(record, kind, scales, row_bytes, picks, shares, top_k, full, width - full)
-            _add(u, factor, x_kind, x, y, scale, s_kind, full, width - full)
+            _add(mixed, factor, x_kind, x, y, scale, s_kind, full, width - full)
     return -1
 
 
 @compiled
-def _mixed(record, kind, scales, row_bytes, picks, shares, top_k, c, n):
-    total = lanes_of(F32(0))
-    for k in range(top_k):
-        e = read_index(picks + 8 * k)
-        own, share = _scale_of(record, scales, e), read_number(shares + 4 * k)
-        total = total + _read(kind, record + e * row_bytes, c, n) * own * share
-    return total
+def _accumulate(kind, row, own, share, width, mixed, first, ahead):
+    """mixed += share * own * row; = where it is the first."""
+    full = width // LANES * LANES
+    for c in range(0, full, LANES):
+        ask_line(ahead + c * _size(kind))
+        _accumulate_some(kind, row, own, share, mixed, first, c, LANES)
+    if full < width:
+        _accumulate_some(kind, row, own, share, mixed, first, full, width - full)
 
 
 @compiled
-def _add(u, factor, x_kind, x, y, scale, s_kind, c, n):
+def _accumulate_some(kind, row, own, share, mixed, first, c, n):
+    u = _read(kind, row, c, n) * own * share
+    if not first:
+        u = read_float32(mixed + 4 * c, n) + u
+    write_float32(mixed + 4 * c, n, u)
+
+
+@compiled
+def _add(mixed, factor, x_kind, x, y, scale, s_kind, c, n):
+    u = read_float32(mixed + 4 * c, n)
     if scale != 0:
         u = _read(s_kind, scale, c, n) * (u * factor)
     _write(x_kind, y, c, n, _read(x_kind, x, c, n) + u)

@@ -157,6 +157,18 @@ def write_index(typing, address, value):
 
 
 @intrinsic
+def ask_line(typing, address):
+    """Have the cache line of an address brought near, to be read."""
+
+    def generate(context, builder, signature, arguments):
+        place = _at(builder, arguments[0], _I8)
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, _I32(0), _I32(3), _I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
+
+
+@intrinsic
 def will_need(typing, address, size):
     """madvise(MADV_WILLNEED) for whole pages: their reads start, nobody waits."""
 
