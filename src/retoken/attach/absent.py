@@ -36,23 +36,12 @@ class AbsentTable(TokenTable):
     def reset_parameters(self) -> None:
         """There are none."""
 
-    def lookup(self, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
-        """All rows of `ids` [...], out of `fetched`: [..., D], or [..., E, D].
+    def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
+        """What was fetched for ids [...].
 
         Raises:
-            AttachError: none were fetched.
+            AttachError: nothing was.
         """
-        return self._needed(fetched).lookup()
-
-    def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor, fetched: Fetched | None = None) -> Tensor:
-        """sum_k weights_k E_{chosen_k}[ids], [..., D] float32 (Eq. 4), out of `fetched`.
-
-        Raises:
-            AttachError: none were fetched.
-        """
-        return self._needed(fetched).mix(chosen, weights)
-
-    def _needed(self, fetched: Fetched | None) -> Fetched:
         if fetched is None:
             raise AttachError(
                 "the model was built without its tables, whose rows lie in a file of their own; accepted: "

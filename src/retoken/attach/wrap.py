@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from retoken.attach.families import Anatomy
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn import Fetched, ForwardContext, Modulator
+from retoken.nn import Fetched, ForwardContext, Landing, Modulator
 from retoken.ops import Routing, block_input_norm
-from retoken.ops.precision import widen
 
 KEYWORD = "retoken_context"
 
@@ -40,7 +39,7 @@ class LayerSite:
         """Nothing is under way."""
         self.modulator: Modulator | None = None
         self.context: ForwardContext | None = None
-        self.residual: Tensor | None = None
+        self.residual: Landing | None = None
         self.routing: Routing | None = None
 
     def begin(self, modulators: nn.ModuleDict) -> None:
@@ -121,11 +120,9 @@ class AddResidual(SiteHook):
     """MoRT: add the layer's residual to its increment (Eq. 6)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        increment, residual = _first_of(output), self.landing()
-        summed = widen(increment) + residual.to(increment.device)
-        return _with_first(output, summed.to(increment.dtype))
+        return _with_first(output, self.landing().add_to(_first_of(output)))
 
-    def landing(self) -> Tensor:
+    def landing(self) -> Landing:
         """The residual that lands here. It is dropped: a recomputation makes it anew."""
         residual, self.site.residual = self.site.residual, None
         return residual  # pyright: ignore
@@ -138,7 +135,7 @@ class AddDelayedResidual(AddResidual):
         super().__init__(site)
         self.source = source
 
-    def landing(self) -> Tensor:
+    def landing(self) -> Landing:
         """The residual that lands here, from the context."""
         residual = self.site.context.delayed[self.source.layer]  # pyright: ignore
         wanted = torch.is_grad_enabled() and self.source.modulator.scale.requires_grad  # pyright: ignore

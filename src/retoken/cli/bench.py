@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retoken import presets
+from retoken.cli.bench_decode import BenchDecode
 from retoken.cli.bench_exchange import BenchExchange
 from retoken.cli.bench_optimizer import BenchOptimizer
 from retoken.cli.options import as_json
@@ -140,6 +141,7 @@ class BenchTrain:
 
 Bench = (
     Annotated[BenchTrain, tyro.conf.subcommand("train")]
+    | Annotated[BenchDecode, tyro.conf.subcommand("decode")]
     | Annotated[BenchOptimizer, tyro.conf.subcommand("optimizer")]
     | Annotated[BenchExchange, tyro.conf.subcommand("exchange")]
 )

@@ -1,6 +1,7 @@
 """The two modulators as modules, and the table they ask for rows."""
 
 from retoken.nn.context import Fetch, ForwardContext, RowSource
+from retoken.nn.landing import Landing
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
@@ -11,6 +12,7 @@ __all__ = [
     "Fetch",
     "Fetched",
     "ForwardContext",
+    "Landing",
     "MoRT",
     "Modulator",
     "ModulatorStack",

@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from retoken.errors import AttachError
+from retoken.nn.landing import Landing
 from retoken.nn.table import Fetched
 
 
@@ -41,11 +42,11 @@ class ForwardContext:
         """[B, S] token ids."""
         self.fetch = fetch
         """The rows fetched for them; None: each layer looks them up in its table."""
-        self.delayed: dict[int, Tensor] = {}
+        self.delayed: dict[int, Landing] = {}
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
 
     def ids_for(self, hidden: Tensor) -> Tensor:
-        """The ids on the device of `hidden` [B, S, D].
+        """The ids of the positions of `hidden` [B, S, D].
 
         Raises:
             AttachError: the layer sees other positions than the ids of this pass.
@@ -55,13 +56,13 @@ class ForwardContext:
                 f"hidden states of shape {tuple(hidden.shape)} do not match input_ids of shape "
                 f"{tuple(self.ids.shape)}; pass the whole input as input_ids"
             )
-        return self.ids.to(hidden.device)
+        return self.ids
 
     def fetched(self, layer: int) -> Fetched | None:
         """What was fetched for a layer, arrived."""
         return None if self.fetch is None else self.fetch.arrived(layer)
 
-    def leave(self, layer: int, residual: Tensor) -> None:
+    def leave(self, layer: int, residual: Landing) -> None:
         """Keep a layer's residual for a later layer, which is recomputed first and must find the one it read.
 
         So one with a gradient path is never overwritten: a recomputation's copy would not carry the real one.

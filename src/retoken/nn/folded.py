@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from retoken.config import ModulatorConfig, MoRTConfig
-from retoken.nn.mort import Router
+from retoken.nn.landing import Landing, Residual
+from retoken.nn.mort import Router, choose, near_for
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import Routing, normalize, residual
+from retoken.ops import Routing, fused, normalize, residual
 from retoken.ops.norm import norm_gain
 from retoken.ops.precision import widen
 
@@ -33,8 +34,11 @@ class FoldedReToken(nn.Module):
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
-        rows = self.table.lookup(ids, fetched).to(increment.device)
-        return (widen(increment) * (1 + widen(rows))).to(increment.dtype)
+        rows = self.table.rows_of(ids, fetched)
+        near = rows.near() if fused.serves(increment) else None
+        if near is not None:
+            return fused.gate(near, increment, None, 1.0, 0.0)
+        return (widen(increment) * (1 + widen(rows.lookup().to(increment.device)))).to(increment.dtype)
 
 
 class FoldedMoRT(nn.Module):
@@ -59,13 +63,15 @@ class FoldedMoRT(nn.Module):
         """The rows of token ids [...]: [..., E, D]."""
         return self.table.lookup(ids)
 
-    def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Tensor, Routing]:
-        """The residual [B, S, D], float32, and the choice (Eq. 3-5)."""
+    def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
+        """The residual [B, S, D] and the choice (Eq. 3-5)."""
+        rows, scale = self.table.rows_of(ids, fetched), self.scale
+        scales = () if scale is None else (scale,)
+        if (near := near_for(rows, hidden, self.router, *scales)) is not None:
+            return choose(near, hidden, self.router, self.top_k, scale, 1.0, self.eps)
         routing = self.router(hidden, self.top_k)
-        mixed = self.table.mix(ids, routing.chosen_TK, routing.weights_TK, fetched).to(hidden.device)
-        if self.scale is None:
-            return mixed, routing
-        return residual(mixed, self.scale, 1.0, self.eps), routing
+        mixed = rows.mix(routing.chosen_TK, routing.weights_TK).to(hidden.device)
+        return Residual(mixed if scale is None else residual(mixed, scale, 1.0, self.eps)), routing
 
 
 Folded = FoldedReToken | FoldedMoRT

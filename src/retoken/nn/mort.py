@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from retoken.config import MoRTConfig
+from retoken.nn.landing import Landing, Mixture, Residual
 from retoken.nn.modulator import Modulator
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import Routing, residual, route
+from retoken.ops import Routing, fused, residual, route
 from retoken.ops.norm import norm_gain
 
 
@@ -51,8 +52,32 @@ class MoRT(Modulator):
         self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
         self.router = Router(config.num_modulators, hidden_size, device, dtype)
 
-    def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Tensor, Routing]:
-        """The residual [B, S, D], float32, and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
+    def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
+        """The residual [B, S, D] and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
+        rows = self.table.rows_of(ids, fetched)
+        if (near := near_for(rows, hidden, self.router, self.scale)) is not None:
+            return choose(near, hidden, self.router, self.top_k, self.scale, self.gain, self.eps)
         routing = self.router(hidden, self.top_k)
-        mixed = self.table.mix(ids, routing.chosen_TK, routing.weights_TK, fetched).to(hidden.device)
-        return residual(mixed, self.scale, self.gain, self.eps), routing
+        mixed = rows.mix(routing.chosen_TK, routing.weights_TK).to(hidden.device)
+        return Residual(residual(mixed, self.scale, self.gain, self.eps)), routing
+
+
+def near_for(rows: Fetched, hidden: Tensor, router: Router, *scale: Tensor) -> fused.Near | None:
+    """Where the rows lie, if this pass's states let a kernel read them there."""
+    return rows.near() if fused.serves(hidden, router.weight, *scale) else None
+
+
+def choose(
+    near: fused.Near,
+    hidden: Tensor,
+    router: Router,
+    top_k: int,
+    scale: Tensor | None,
+    gain: float,
+    eps: float,
+) -> tuple[Landing, Routing]:
+    """Choose now (Eq. 3), so that rows can be on their way; mix where the residual lands (Eq. 4-6)."""
+    routing = fused.route(hidden, router.weight, top_k)
+    if near.ask is not None:
+        near.ask(routing.chosen_TK)
+    return Mixture(near, routing, scale, gain, eps), routing

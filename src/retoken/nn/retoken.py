@@ -8,7 +8,7 @@ from torch import Tensor
 from retoken.config import ReTokenConfig
 from retoken.nn.modulator import Modulator
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import gate
+from retoken.ops import fused, gate
 from retoken.ops.norm import norm_gain
 
 
@@ -29,5 +29,8 @@ class ReToken(Modulator):
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
-        rows = self.table.lookup(ids, fetched).to(increment.device)
-        return gate(increment, rows, self.scale, self.gain, self.eps)
+        rows = self.table.rows_of(ids, fetched)
+        near = rows.near() if fused.serves(increment, self.scale) else None
+        if near is not None:
+            return fused.gate(near, increment, self.scale, self.gain, self.eps)
+        return gate(increment, rows.lookup().to(increment.device), self.scale, self.gain, self.eps)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retoken.ops import mix_rows
+from retoken.ops.fused import Near, near_table
 
 
 class Fetched(Protocol):
@@ -21,6 +22,10 @@ class Fetched(Protocol):
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """sum_k weights_k E_{chosen_k}, [B, S, D] float32, for [B, S, K] both (Eq. 4)."""
+        ...
+
+    def near(self) -> Near | None:
+        """Where the rows lie, if a kernel may read them there; None: they have to be fetched or trained."""
         ...
 
 
@@ -44,6 +49,10 @@ class Rows(NamedTuple):
         device = self.rows.device
         index = self.positions.unsqueeze(-1) * per_token + chosen.to(device)
         return mix_rows(self.rows.view(count * per_token, width), index, weights.to(device))
+
+    def near(self) -> Near | None:
+        """Where they lie, on a CPU."""
+        return near_table(self.rows, self.positions)
 
 
 TableFactory = Callable[[tuple[int, ...], float, torch.device | None, torch.dtype | None], "TokenTable"]
@@ -76,14 +85,15 @@ class TokenTable(nn.Module):
 
     def lookup(self, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """All rows of `ids` [...]: [..., D], or [..., E, D]; out of `fetched` where they were fetched."""
-        return (fetched or self._resident(ids)).lookup()
+        return self.rows_of(ids, fetched).lookup()
 
     def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor, fetched: Fetched | None = None) -> Tensor:
         """sum_k weights_k E_{chosen_k}[ids], [..., D] float32, for ids [...], the others [..., K] (Eq. 4)."""
-        return (fetched or self._resident(ids)).mix(chosen, weights)
+        return self.rows_of(ids, fetched).mix(chosen, weights)
 
-    def _resident(self, ids: Tensor) -> Rows:
-        return Rows(ids.to(self.weight.device), self.weight)
+    def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
+        """The rows of ids [...]: what was fetched, or this table and the ids."""
+        return fetched or Rows(ids.to(self.weight.device), self.weight)
 
     @torch.no_grad()
     def resize(self, vocab_size: int) -> None:

@@ -55,6 +55,9 @@ class EachRows(NamedTuple):
         rows, index = self._fetch(chosen)
         return mix_rows(rows, index, weights)
 
+    def near(self) -> None:
+        """Rows are with other processes."""
+
     def _fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         pairs = ask_each(self.ids, chosen, self.layout, self.combine)
         self.settle(self.weight, pairs.touched_U)

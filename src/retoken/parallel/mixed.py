@@ -167,6 +167,9 @@ class MixedRows(NamedTuple):
         mixed = MixAtOwner.apply(*flat, self.weight, self)
         return mixed.view(*chosen.shape[:-1], mixed.shape[-1])  # pyright: ignore
 
+    def near(self) -> None:
+        """Rows are with other processes."""
+
 
 class MixedFetch:
     """The request of one pass and its tokens' places in it; weights follow when a layer has chosen."""

@@ -134,6 +134,9 @@ class RoutedRows(NamedTuple):
         rows = FetchPairs.apply(self.weight, pairs, self.combine, self.layer)
         return mix_rows(rows, pairs.index, weights)  # pyright: ignore
 
+    def near(self) -> None:
+        """Rows are with other processes."""
+
 
 class RoutedFetch:
     """The request of one pass; rows follow when a layer has chosen."""

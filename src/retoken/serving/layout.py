@@ -98,6 +98,28 @@ class RecordLayout:
         out = dequantize(rows.unflatten(1, shape[1:]), scale, dtype)
         return out.squeeze(1) if self.rows_per_token is None else out
 
+    @property
+    def layer_scale_bytes(self) -> int:
+        """Bytes of one layer's scales."""
+        return self.scale_bytes // len(self.layers)
+
+    def part_of(self, records: Tensor, number: int, out: Tensor) -> None:
+        """The rows and scales of the `number`-th layer of records [R, record_bytes], into out [R, ...]."""
+        start, size = number * self.part_bytes, self.layer_scale_bytes
+        out[:, : self.part_bytes] = records[:, start : start + self.part_bytes]
+        if size:
+            first = self.scales_start + number * size
+            out[:, self.part_bytes :] = records[:, first : first + size]
+
+    def decode_part(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows [R, D] or [R, E, D] in `dtype`, from what `part_of` gave."""
+        stored = STORED[self.rows]
+        used = self.rows_per_layer * self.width * stored.itemsize
+        scale = parts[:, self.part_bytes :].contiguous().view(torch.float32) if self.scale_bytes else None
+        rows = parts[:, :used].view(stored).unflatten(1, (self.rows_per_layer, self.width))
+        out = dequantize(rows, scale, dtype)
+        return out.squeeze(1) if self.rows_per_token is None else out
+
     def _scales(self, records: Tensor) -> Tensor:
         """[R, L, E] float32, a view."""
         part = records[:, self.scales_start : self.scales_start + self.scale_bytes].view(torch.float32)

@@ -19,6 +19,7 @@ from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.serving.packed import PackedFile
 from retoken.serving.place import Asked, Seat, house, place, serve
 from retoken.serving.reader import FolderReader
+from retoken.serving.shelf import Prefetch
 
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -32,6 +33,7 @@ def load(
     rows: str | None = None,
     counts: Any = None,
     verify: bool | str | Path = False,
+    prefetch: Prefetch = "record",
     device: str | torch.device | None = None,
     **from_pretrained_options: Any,
 ) -> PreTrainedModel:
@@ -49,6 +51,7 @@ def load(
         budget, counts: as for `place`.
         rows: float32, bfloat16, int8 or float8_e4m3; None: as they are. Packed rows have their type already.
         verify: True, or a model folder: compare every fetched row with that folder's.
+        prefetch: as for `place`.
         device: where the model computes; None: where from_pretrained puts it, the host.
         from_pretrained_options: `dtype`, `attn_implementation`, `device_map` and the like.
 
@@ -64,7 +67,7 @@ def load(
     folder = Path(folder)
     written = _field_of(folder)
     tables = tables or ("disk" if ROWS_FILE in written else "device")
-    asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify)
+    asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify, prefetch=prefetch)
     if ROWS_FILE in written:
         packed = _packed_rows(folder, written, asked)
         return _serve(_at(device, build_without_tables(folder, **from_pretrained_options)), packed, asked)
@@ -157,7 +160,7 @@ def serve_rows_file(model: PreTrainedModel, name: Any, options: dict[str, Any]) 
     if not Path(name).is_dir():
         hub: dict[str, Any] = {key: options[key] for key in _OF_THE_HUB if key in options}
         file = Path(cached_file(name, file.name, **hub))  # pyright: ignore
-    asked = Asked.of("disk", None, path=file, rows=None, counts=None, verify=False)
+    asked = Asked.of("disk", None, path=file, rows=None, counts=None, verify=False, prefetch="record")
     _serve(model, _open_rows(file, written), asked)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
 from retoken.errors import CheckpointError
-from retoken.serving.layout import RecordLayout
+from retoken.ops.fused import kernel
+from retoken.serving.layout import CHECK_SEED, RecordLayout
 from retoken.serving.reader import FolderReader, RowReader, layout_of
 
 FORMAT = "retoken.rows"
@@ -38,12 +40,16 @@ def blocks(reader: RowReader, layout: RecordLayout) -> Iterator[tuple[int, Tenso
         yield start, layout.encode(reader.block(start, min(start + step, layout.vocab_size)))
 
 
+def sampled(layout: RecordLayout) -> Tensor:
+    """The tokens whose records a fingerprint looks at: up to 64, spread over the vocabulary."""
+    count = min(SAMPLED, layout.vocab_size)
+    return torch.linspace(0, layout.vocab_size - 1, count, dtype=torch.float64).long().unique()
+
+
 def fingerprint(layout: RecordLayout, gather: Gather) -> str:
     """Hex digest of the layout and of records spread over the vocabulary: which model's rows these are."""
-    count = min(SAMPLED, layout.vocab_size)
-    ids = torch.linspace(0, layout.vocab_size - 1, count, dtype=torch.float64).long().unique()
     digest = hashlib.sha256(json.dumps(layout.to_dict(), sort_keys=True).encode())
-    digest.update(gather(ids).contiguous().numpy().tobytes())
+    digest.update(gather(sampled(layout)).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -127,6 +133,7 @@ class PackedFile:
         flat = np.frombuffer(self._map, dtype=np.uint8, offset=self._start)
         self._records = flat.reshape(self.layout.vocab_size, self.layout.record_bytes)
         self._touched = 0
+        self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
         if fingerprint(self.layout, self.gather) != self.fingerprint:
             raise CheckpointError(f"{self.path}: its records do not fit its fingerprint: changed")
 
@@ -134,34 +141,55 @@ class PackedFile:
         """A copy of a model reads the same file."""
         return self
 
+    @property
+    def address(self) -> int:
+        """Of the first record."""
+        return self._records.ctypes.data
+
     def gather(self, ids: Tensor) -> Tensor:
-        """Records [R, record_bytes] of distinct token ids [R] on the host; each is checked.
+        """Records [R, record_bytes] of token ids [R] on the host; each is checked.
 
         Raises:
             CheckpointError: a record has changed since it was written.
         """
-        index = ids.numpy()
-        self._advise(index)
-        records = torch.from_numpy(np.take(self._records, index, axis=0))
-        wrong = self.layout.check_of(records) != records.view(torch.int32)[:, -1]
-        if wrong.any():
-            token = int(ids[wrong][0])
-            raise CheckpointError(
-                f"{self.path}: the record of token {token} was changed after it was written"
-            )
+        ids = ids.contiguous()
+        self.ask(ids)
+        records = torch.from_numpy(np.take(self._records, ids.numpy(), axis=0))
+        self.check(ids)
+        self.count(len(ids), len(self.layout.layers))
         return records
 
-    def _advise(self, index: np.ndarray) -> None:
-        """Ask for the distinct pages of some records; first drop all where they would exceed the bound."""
-        first = (self._start + np.sort(index) * self.layout.record_bytes) // mmap.PAGESIZE
-        last = (self._start + (np.sort(index) + 1) * self.layout.record_bytes - 1) // mmap.PAGESIZE
-        starts = np.flatnonzero(np.r_[True, first[1:] > last[:-1] + 1])
-        ends = np.r_[starts[1:] - 1, len(first) - 1]
-        lengths = (last[ends] - first[starts] + 1) * mmap.PAGESIZE
-        self._touched += int(lengths.sum()) + _FAULT_AROUND * len(starts)
+    def ask(self, ids: Tensor) -> None:
+        """Have the records of ids [R], contiguous, read; nobody waits."""
+        where = (self.address, ids.data_ptr(), self.layout.record_bytes, 0, self.layout.record_bytes)
+        kernel.ask(*where, mmap.PAGESIZE, 0, len(ids))
+
+    def check(self, ids: Tensor) -> None:
+        """Look whether the records of ids [R], contiguous, are as they were written.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)
+        wrong = kernel.first_changed(*where, 0, len(ids))
+        if wrong >= 0:
+            raise CheckpointError(
+                f"{self.path}: the record of token {int(ids[wrong])} was changed after it was written"
+            )
+
+    def count(self, records: int, layers: int) -> None:
+        """Some layers' rows of so many records have been read; drop this process's pages beyond the bound."""
+        self._touched += records * layers * self._share
         if self._touched > self.resident_bytes:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = int(lengths.sum()) + _FAULT_AROUND * len(starts)
-        size = len(self._map)
-        for start, length in zip((first[starts] * mmap.PAGESIZE).tolist(), lengths.tolist(), strict=True):
-            self._map.madvise(mmap.MADV_WILLNEED, start, min(length, size - start))
+            self.release()
+
+    def release(self) -> None:
+        """Let this process's pages go; the system keeps them cached while it has room."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+        self._touched = 0
+
+    def records(self) -> Tensor:
+        """All records, [V, record_bytes], unchecked and read only: reading one reads the file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns that writing would be an error
+            return torch.from_numpy(self._records)

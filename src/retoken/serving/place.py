@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from retoken.nn import ModulatorStack, TokenTable
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
 from retoken.serving.reader import FolderReader, RowReader, TensorReader, layout_of
+from retoken.serving.shelf import Prefetch
 from retoken.serving.source import PlacedRows, PlacedTable
 from retoken.serving.tiers import Homes, MemoryTier, Tier, TierUse, assign, check_request, fill, read_counts
 
@@ -53,21 +54,28 @@ class Asked:
     rows: str | None
     counts: Any
     verify: bool | Path
+    prefetch: Prefetch
 
     @classmethod
-    def of(cls, tables: str, budget: Any, *, path: Any, rows: Any, counts: Any, verify: Any) -> Asked:
+    def of(
+        cls, tables: str, budget: Any, *, path: Any, rows: Any, counts: Any, verify: Any, prefetch: Any
+    ) -> Asked:
         """What was asked for.
 
         Raises:
-            ConfigError: tiers or a budget that are none.
+            ConfigError: tiers, a budget or a prefetch that are none.
         """
+        checked = check_request(tables, budget)
+        if prefetch not in get_args(Prefetch):
+            raise ConfigError(f"prefetch is {prefetch!r}; accepted: {', '.join(get_args(Prefetch))}")
         return cls(
             tables=tables,
-            budget=check_request(tables, budget),
+            budget=checked,
             path=None if path is None else Path(path),
             rows=rows,
             counts=counts,
             verify=verify if isinstance(verify, bool) else Path(verify),
+            prefetch=prefetch,
         )
 
     @property
@@ -117,6 +125,7 @@ def place(
     rows: str | None = None,
     counts: Any = None,
     verify: bool | str | Path = False,
+    prefetch: Prefetch = "record",
 ) -> Placement:
     """Move a model's rows to where they are to be served from; inference only (Sec. 3.3).
 
@@ -128,6 +137,8 @@ def place(
         path: the packed file. It is served, or read, where it exists, and written first where it does not.
         rows: float32, bfloat16, int8 or float8_e4m3; None: the file's, or the one that keeps rows as is.
         counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`.
+        prefetch: what is asked of the disk ahead: "record", all rows of a token as soon as its id is known;
+            "chosen", those that a MoRT router has chosen when it has; "none", each row when it is read.
         verify: recompute every fetched row and compare: True keeps the tables for it, a model folder is read.
 
     Returns:
@@ -140,7 +151,7 @@ def place(
         DataError: counts that are none.
     """
     stack = stack_of(model)
-    asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify)
+    asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify, prefetch=prefetch)
     reader = _reader(model, stack)
     if asked.as_they_are:
         return _resident(reader, asked.budget)
@@ -163,13 +174,13 @@ def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
     assert layout is not None
     stored = blocks(reader, layout) if packed is None else _stored(packed)
     check = reader if asked.verify is True else asked.check_folder()
-    return _move(seat, layout, asked.homes(layout), packed, stored, check)
+    return _move(seat, layout, asked.homes(layout), packed, stored, check, asked.prefetch)
 
 
 def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
     """Let a model read its rows out of a packed file, or out of memory that is filled from it."""
     homes = asked.homes(packed.layout)
-    return _move(seat, packed.layout, homes, packed, _stored(packed), asked.check_folder())
+    return _move(seat, packed.layout, homes, packed, _stored(packed), asked.check_folder(), asked.prefetch)
 
 
 def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
@@ -220,12 +231,13 @@ def _move(
     packed: PackedFile | None,
     stored: Iterable[tuple[int, Tensor]],
     check: RowReader | None,
+    prefetch: Prefetch,
 ) -> Placement:
     """Fill the tiers, then let the layers read from them and the tables go."""
     tiers = _build_tiers(layout, homes, packed, seat.device)
     if homes.names != ("disk",):
         fill(tiers, homes, stored)
-    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check)
+    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, prefetch)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
         rows=layout.rows, record_bytes=layout.record_bytes, tiers=homes.uses(layout), path=served

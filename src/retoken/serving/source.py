@@ -1,17 +1,20 @@
-"""Placed rows as the layers see them: one gather of records a pass, each layer takes its part."""
+"""Placed rows as the layers see them: read where each token's record lies, by the layer that needs them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from retoken.errors import AttachError, CheckpointError
 from retoken.nn import Fetched, Rows, TokenTable
+from retoken.ops.fused import Near
 from retoken.serving.layout import RecordLayout
 from retoken.serving.reader import RowReader
+from retoken.serving.shelf import Prefetch, Shelf, Wanted
+from retoken.serving.stage import Buffers, Stage
 from retoken.serving.tiers import Homes, Tier
 
 
@@ -27,22 +30,69 @@ class _NoBackward(torch.autograd.Function):
         raise AttachError("placed tables are for inference and give no gradients; train before place")
 
 
+class PlacedLayer(NamedTuple):
+    """What a layer gets: its part of the records of one pass."""
+
+    fetch: PlacedFetch
+    layer: int
+
+    def lookup(self) -> Tensor:
+        """All rows of the pass's tokens: [B, S, D], or [B, S, E, D]."""
+        return self._rows().lookup()
+
+    def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
+        """[B, S, D] float32, for [B, S, K] both (Eq. 4)."""
+        return self._rows().mix(chosen, weights)
+
+    def near(self) -> Near | None:
+        """Where they lie, on a CPU."""
+        return self.fetch.near(self.layer)
+
+    def _rows(self) -> Rows:
+        rows, positions = self.fetch.copied(self.layer)
+        if torch.is_grad_enabled():
+            rows = _NoBackward.apply(rows, torch.zeros((), requires_grad=True))
+        return Rows(positions, rows)  # pyright: ignore
+
+
 class PlacedFetch:
     """The records of one pass."""
 
-    def __init__(self, source: PlacedRows, records: Tensor, positions: Tensor) -> None:
-        self._source, self._records, self._positions = source, records, positions
+    def __init__(self, source: PlacedRows, ids: Tensor) -> None:
+        self.source, self.ids = source, ids
+        self._records: tuple[Tensor, Tensor] | None = None
+        self._staged: Buffers | None = None
+        self._wanted: Wanted | None = None
+        if source.shelf is not None:
+            self._wanted = source.shelf.wanted(ids)
+            source.shelf.begin(self._wanted)
+        elif source.stage is not None:
+            self._staged = source.stage.fetch(ids)
 
-    def arrived(self, layer: int) -> Rows:
-        """The rows of a layer."""
-        rows = self._source.layout.decode(self._records, layer, self._source.dtype)
-        if torch.is_grad_enabled():
-            rows = _NoBackward.apply(rows, torch.zeros((), requires_grad=True))
-        return Rows(self._positions, rows)  # pyright: ignore
+    def arrived(self, layer: int) -> PlacedLayer:
+        """The rows of a layer. With the last layer's all records of the pass are checked."""
+        if self._wanted is not None:
+            self.source.shelf.read(self._wanted, layer)  # pyright: ignore
+        return PlacedLayer(self, layer)
+
+    def near(self, layer: int) -> Near | None:
+        """Where a layer's rows lie."""
+        if self._wanted is None:
+            return None
+        return self.source.shelf.near(self._wanted, layer)  # pyright: ignore
+
+    def copied(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's rows of each distinct token, and which each position has, where the model computes."""
+        if self._staged is not None:
+            return self.source.stage.rows(self._staged, layer, self.source.dtype)  # pyright: ignore
+        if self._records is None:
+            self._records = self.source.copy(self.ids)
+        records, positions = self._records
+        return self.source.layout.decode(records, layer, self.source.dtype), positions
 
 
 class PlacedRows:
-    """Gathers the records of a pass's distinct tokens from wherever they live."""
+    """Knows where the records of a pass's tokens are, wherever they live."""
 
     def __init__(
         self,
@@ -52,11 +102,18 @@ class PlacedRows:
         dtype: torch.dtype,
         device: torch.device,
         check: RowReader | None = None,
+        prefetch: Prefetch = "record",
     ) -> None:
         self.layout, self.homes, self.dtype, self.device = layout, homes, dtype, device
         self.check = check
         self.placement: Any = None
         self._tiers = [tiers[name] for name in homes.names]
+        self.shelf: Shelf | None = None
+        self.stage: Stage | None = None
+        if device.type == "cpu":
+            self.shelf = Shelf(layout, homes, self._tiers, prefetch)
+        elif "device" not in homes.names:
+            self.stage = Stage(layout, self._on_host, device)
 
     def __deepcopy__(self, memo: Any) -> PlacedRows:
         """A copy of a model reads the same records."""
@@ -65,40 +122,47 @@ class PlacedRows:
     @torch.compiler.disable
     def fetch(self, ids: Tensor) -> PlacedFetch:
         """The rows of ids [B, S]."""
-        if ids.numel() == 1:
-            ids_R, positions = ids.reshape(1), torch.zeros_like(ids)
-        else:
-            ids_R, positions = torch.unique(ids, return_inverse=True)
-        with torch.no_grad():
-            records = self.gather(ids_R.cpu())
-        return PlacedFetch(self, records, positions.to(self.device))
+        if self.check is not None:
+            self._compare(ids)
+        return PlacedFetch(self, ids)
 
+    @torch.compiler.disable
     def prefetch(self, ids: Tensor) -> None:
-        """Nothing yet: a pass's records are gathered when it starts."""
+        """Ask for the records of ids [B, S] of a pass to come."""
+        if self.shelf is not None:
+            self.shelf.begin(self.shelf.wanted(ids))
+        elif self.stage is not None:
+            self.stage.prefetch(ids)
+
+    @torch.no_grad()
+    def copy(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Records [R, record_bytes] of the distinct ids of [B, S], and positions [B, S] in them."""
+        ids_R, positions = torch.unique(ids, return_inverse=True)
+        return self.gather(ids_R.cpu()), positions.to(self.device)
 
     def gather(self, ids_R: Tensor) -> Tensor:
-        """Records [R, record_bytes] of distinct ids, where the model computes."""
-        if len(self._tiers) == 1:
-            records = self._tiers[0].gather(self.homes.slot_V[ids_R]).to(self.device)
-        else:
-            records = self._cascade(ids_R)
-        if self.check is not None:
-            self._compare(records, ids_R)
-        return records
+        """Records [R, record_bytes] of ids, where the model computes."""
+        return self._gather(ids_R, self.device)
 
-    def _cascade(self, ids_R: Tensor) -> Tensor:
+    def _on_host(self, ids_R: Tensor) -> Tensor:
+        return self._gather(ids_R, torch.device("cpu"))
+
+    def _gather(self, ids_R: Tensor, device: torch.device) -> Tensor:
+        if len(self._tiers) == 1:
+            return self._tiers[0].gather(self.homes.slot_V[ids_R]).to(device)
         tier_R, slot_R = self.homes.tier_V[ids_R], self.homes.slot_V[ids_R]
         size = (len(ids_R), self.layout.record_bytes)
-        records = torch.empty(size, dtype=torch.uint8, device=self.device)
+        records = torch.empty(size, dtype=torch.uint8, device=device)
         for number, tier in enumerate(self._tiers):
             here = (tier_R == number).nonzero().flatten()
             if len(here):
-                records[here.to(self.device)] = tier.gather(slot_R[here]).to(self.device)
+                records[here.to(device)] = tier.gather(slot_R[here]).to(device)
         return records
 
-    def _compare(self, records: Tensor, ids_R: Tensor) -> None:
+    def _compare(self, ids: Tensor) -> None:
+        ids_R = ids.unique().cpu()
         wanted = self.layout.encode(self.check.some(ids_R))  # pyright: ignore
-        wrong = (wanted != records.cpu()).any(1)
+        wrong = (wanted != self.gather(ids_R).cpu()).any(1)
         if wrong.any():
             token = int(ids_R[wrong][0])
             raise CheckpointError(f"placed rows of token {token} differ from those they were made of")
@@ -119,15 +183,10 @@ class PlacedTable(TokenTable):
     def reset_parameters(self) -> None:
         """There are none."""
 
-    def lookup(self, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
-        """All rows of `ids` [...]: [..., D], or [..., E, D]."""
-        return (fetched or self._placed(ids)).lookup()
-
-    def mix(self, ids: Tensor, chosen: Tensor, weights: Tensor, fetched: Fetched | None = None) -> Tensor:
-        """sum_k weights_k E_{chosen_k}[ids], [..., D] float32 (Eq. 4)."""
-        return (fetched or self._placed(ids)).mix(chosen, weights)
-
-    def _placed(self, ids: Tensor) -> Fetched:
+    def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
+        """The rows of ids [...]."""
+        if fetched is not None:
+            return fetched
         fetch: PlacedFetch = self.source.fetch(ids)  # pyright: ignore
         return fetch.arrived(self.layer)
 

@@ -182,6 +182,19 @@ def sum_of(typing, x):
     return types.float32(floats), generate
 
 
+@intrinsic
+def sum_of_words(typing, x):
+    """The sum of all lanes modulo 2^32."""
+
+    def generate(context, builder, signature, arguments):
+        total = builder.extract_element(arguments[0], _I32(0))
+        for lane in range(1, LANES):
+            total = builder.add(total, builder.extract_element(arguments[0], _I32(lane)))
+        return total
+
+    return types.uint32(words), generate
+
+
 def _instruction(name):
     """An intrinsic of two vectors."""
 

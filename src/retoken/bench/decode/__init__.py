@@ -1,0 +1,1 @@
+"""`retoken bench decode`: what token-indexed parameters cost a generating model, wherever their rows live."""

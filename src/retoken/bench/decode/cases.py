@@ -1,0 +1,198 @@
+"""The models that take turns: one backbone, and around its weights every variant in every placement."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import retoken
+from retoken import presets
+from retoken.bench.decode import records
+from retoken.bench.decode.synchronous import SynchronousRows
+from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
+from retoken.serving.layout import RecordLayout
+from retoken.serving.packed import PackedFile
+from retoken.serving.source import PlacedRows, PlacedTable
+from retoken.serving.tiers import Homes, MemoryTier, assign
+
+VARIANTS: dict[str, ModulatorConfig] = {
+    "retoken": ReTokenConfig(),
+    "mort-2of4": MoRTConfig(num_modulators=4, top_k=2),
+    "mort-3of5": MoRTConfig(num_modulators=5, top_k=3),
+}
+BASELINE = "baseline"
+
+
+def _nothing() -> None:
+    """For a case that needs no preparation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One model in one placement."""
+
+    variant: str
+    placement: str
+    """"device", "host", or on disk by way to prefetch and state of the cache, or the paper's protocol."""
+    model: PreTrainedModel
+    packed: PackedFile | None = None
+    """The file that rows are read from, if any are."""
+    bytes_in_use: int = 0
+    """Of the records of all tokens that are met."""
+    prepare: Callable[[Tensor], None] = lambda ids: None
+    """Before a run over some ids; not timed."""
+    between: Callable[[], None] = _nothing
+    """Before each pass; not timed."""
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.variant if self.variant == BASELINE else f"{self.variant} {self.placement}"
+
+
+def random_backbone(preset: str, dtype: torch.dtype, vocab_size: int = 0) -> PreTrainedModel:
+    """A preset's backbone with random weights; `vocab_size` 0: the preset's."""
+    found = presets.get(preset)
+    size = vocab_size or found.vocab_size
+    config = AutoConfig.for_model(found.model_type, vocab_size=size, **found.backbone)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def twin(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model around the same parameters and buffers."""
+    shared: dict[int, Any] = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def attach_source(model: PreTrainedModel, config: ModulatorConfig, source: Any) -> PreTrainedModel:
+    """Attach modulators whose rows come through a source; no table is made."""
+    layers = iter(source.layout.layers)
+    torch.manual_seed(1)
+    retoken.attach(model, config, table=lambda *shape: PlacedTable(next(layers), source))
+    stack: Any = model.retoken
+    stack.source = source
+    return model
+
+
+def layout_for(model: PreTrainedModel, config: ModulatorConfig, rows: str) -> RecordLayout:
+    """The records of a variant of this backbone."""
+    text = model.config.get_text_config()
+    return RecordLayout(
+        vocab_size=text.vocab_size,
+        layers=tuple(config.table_layers(text.num_hidden_layers)),
+        rows_per_token=config.num_modulators if isinstance(config, MoRTConfig) else None,
+        width=text.hidden_size,
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelves:
+    """One variant's records: the file, and in memory those of the tokens that the bench meets."""
+
+    packed: PackedFile
+    homes: Homes
+    memory: dict[str, MemoryTier]
+
+    @classmethod
+    def make(
+        cls, folder: Path, name: str, layout: RecordLayout, tokens: Tensor, tiers: Sequence[str]
+    ) -> Shelves:
+        """Write the file and fill the tiers in memory."""
+        path = folder / f"{name}.safetensors"
+        records.write(path, layout, tokens)
+        packed = PackedFile(path)
+        counts = torch.zeros(layout.vocab_size).index_fill_(0, tokens, 1.0)
+        size = len(tokens) * layout.record_bytes
+        homes = assign(layout, "disk", {"host": size}, counts)
+        makers = {
+            "device": lambda: MemoryTier.on_device(len(tokens), layout.record_bytes, torch.device("cpu")),
+            "host": lambda: MemoryTier.on_host(len(tokens), layout.record_bytes),
+        }
+        memory = {tier: makers[tier]() for tier in tiers}
+        for ids in tokens.split(records.CHUNK):
+            found = packed.gather(ids)
+            for tier in memory.values():
+                tier.records[homes.slot_V[ids]] = found
+        return cls(packed=packed, homes=homes, memory=memory)
+
+    def source(self, placement: str, dtype: torch.dtype) -> Any:
+        """Of the rows, as a placement has them."""
+        layout, cpu = self.packed.layout, torch.device("cpu")
+        if placement == "sync-host":
+            return SynchronousRows(layout, self.memory["host"].records, self.homes.slot_V, dtype)
+        if placement == "sync-cold":
+            return SynchronousRows(layout, self.packed.records(), torch.arange(layout.vocab_size), dtype)
+        if placement in self.memory:
+            homes = self.homes._replace(names=(placement, "disk"))
+            tiers = {placement: self.memory[placement], "disk": self.packed}
+            return PlacedRows(layout, tiers, homes, dtype, cpu)
+        ahead: Any = {"chosen-cold": "chosen", "none-cold": "none"}.get(placement, "record")
+        homes = assign(layout, "disk", {}, None)
+        return PlacedRows(layout, {"disk": self.packed}, homes, dtype, cpu, prefetch=ahead)
+
+
+def preset_cases(
+    backbone: PreTrainedModel,
+    variants: Sequence[str],
+    placements: Sequence[str],
+    *,
+    rows: str,
+    tokens: Tensor,
+    folder: Path,
+) -> list[Case]:
+    """The plain backbone, then every variant in every placement, with random rows."""
+    cases = [Case(variant=BASELINE, placement="", model=backbone)]
+    tiers = [tier for tier in ("device", "host") if any(tier in placement for placement in placements)]
+    for variant in variants:
+        layout = layout_for(backbone, VARIANTS[variant], rows)
+        shelves = Shelves.make(folder, variant, layout, tokens, tiers)
+        for placement in placements:
+            source = shelves.source(placement, backbone.dtype)
+            model = attach_source(twin(backbone), VARIANTS[variant], source)
+            packed = shelves.packed if placement.endswith(("-warm", "-cold")) else None
+            case = _case(variant, placement, model, packed)
+            cases.append(replace(case, bytes_in_use=len(tokens) * layout.record_bytes))
+    return cases
+
+
+def _case(variant: str, placement: str, model: PreTrainedModel, packed: PackedFile | None) -> Case:
+    case = Case(variant=variant, placement=placement, model=model, packed=packed)
+    if packed is None:
+        return case
+    if placement.endswith("-cold"):
+        return replace(case, between=lambda: records.drop_cache(packed))
+    return replace(case, prepare=lambda ids: records.warm_cache(packed, ids))
+
+
+def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: Path) -> list[Case]:
+    """A trained model's plain backbone, the model as it is ("resident"), and its placements."""
+    plain = retoken.detach(twin(model))
+    path, name = folder / "trained.safetensors", "trained"
+    cases = [
+        Case(variant=BASELINE, placement="", model=plain),
+        Case(variant=name, placement="resident", model=model),
+    ]
+    for placement in placements:
+        placed = twin(model)
+        if placement.startswith("sync"):
+            continue
+        first = placement.split("-")[0]
+        tier: Any = first if first in ("device", "host") else "disk"
+        ahead: Any = first if first in ("chosen", "none") else "record"
+        at = path if tier == "disk" else None
+        retoken.place(placed, tier, path=at, rows=_row_type(model), prefetch=ahead)
+        cases.append(_case(name, placement, placed, PackedFile(path) if tier == "disk" else None))
+    return cases
+
+
+def _row_type(model: PreTrainedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")

@@ -1,0 +1,76 @@
+"""A packed file of any size with random rows for the tokens that a bench meets, and holes for all others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from retoken.serving.layout import RecordLayout
+from retoken.serving.packed import FORMAT, FORMAT_VERSION, PackedFile, sampled
+
+CHUNK = 64
+ROW_STD = 0.02
+
+
+def random_records(layout: RecordLayout, ids: Tensor) -> Tensor:
+    """Records [R, record_bytes] of random rows; a token's depend on its id only."""
+    shape = (len(layout.layers), layout.rows_per_layer, layout.width)
+    generator, drawn = torch.Generator(), torch.empty((len(ids), *shape))
+    for rows, token in zip(drawn, ids.tolist(), strict=True):
+        torch.randn(shape, generator=generator.manual_seed(token), out=rows)
+    return layout.encode(dict(zip(layout.layers, drawn.mul_(ROW_STD).unbind(1), strict=True)))
+
+
+def _header(layout: RecordLayout) -> bytes:
+    looked_at = random_records(layout, sampled(layout))
+    description = json.dumps(layout.to_dict(), sort_keys=True)
+    digest = hashlib.sha256(description.encode() + looked_at.numpy().tobytes()).hexdigest()
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "layout": description,
+        "fingerprint": digest,
+    }
+    shape = [layout.vocab_size, layout.record_bytes]
+    entry = {"dtype": "U8", "shape": shape, "data_offsets": [0, layout.bytes]}
+    text = json.dumps({"__metadata__": metadata, FORMAT: entry}).encode()
+    text += b" " * (-(len(text) + 8) % mmap.PAGESIZE)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write(path: Path, layout: RecordLayout, tokens: Tensor) -> None:
+    """Write the file: its full size, with data for `tokens` only."""
+    header = _header(layout)
+    wanted = torch.cat([tokens, sampled(layout)]).unique()
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(len(header) + layout.bytes)
+        for ids, records in _chunks(layout, wanted):
+            for token, record in zip(ids.tolist(), records, strict=True):
+                os.pwrite(file.fileno(), record.numpy().tobytes(), len(header) + token * layout.record_bytes)
+        os.fsync(file.fileno())
+
+
+def _chunks(layout: RecordLayout, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for ids in tokens.split(CHUNK):
+        yield ids, random_records(layout, ids)
+
+
+def drop_cache(packed: PackedFile) -> None:
+    """Have the system forget what it has cached of a file, so that the next reading reads the disk."""
+    packed.release()
+    with packed.path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def warm_cache(packed: PackedFile, tokens: Tensor) -> None:
+    """Have some tokens' records cached."""
+    for ids in tokens.split(CHUNK):
+        packed.gather(ids)

@@ -1,0 +1,185 @@
+"""Runs in turns: each reads a prompt and decodes what follows it, one case after the other and back again."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from retoken.bench.decode.cases import BASELINE, Case
+from retoken.bench.decode.prompts import Prompt
+from retoken.errors import TrainingError
+
+OnRun = Callable[[], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """One run of one case."""
+
+    variant: str
+    placement: str
+    batch: int
+    prompt: int
+    """Tokens of a prompt."""
+    repeat: int
+    ttft: float
+    """Seconds from the prompt to its next token."""
+    tpot: float
+    """Seconds a further token, mean over the run."""
+    load: float
+    """Of the machine in the minute before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ratio:
+    """A case's time over the baseline's in the same turn."""
+
+    median: float
+    low: float
+    """The 95 % interval of the median, by order statistics: no shape of the spread is assumed."""
+    high: float
+    count: int
+    """Turns."""
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+        """Of the turns of both."""
+        each = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+        first = _rank(len(each))
+        return cls(median=statistics.median(each), low=each[first], high=each[-1 - first], count=len(each))
+
+
+def _rank(count: int) -> int:
+    """How many of the smallest values, and of the largest, a 95 % interval of the median leaves out."""
+    below, left_out = 0.0, 0
+    for k in range(count // 2):
+        below += math.comb(count, k) / 2**count
+        if below > 0.025:
+            break
+        left_out = k
+    return left_out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """One case at one batch and prompt length."""
+
+    variant: str
+    placement: str
+    batch: int
+    prompt: int
+    ttft_ms: float
+    tpot_ms: float
+    tpot_std_ms: float
+    ttft: Ratio
+    tpot: Ratio
+
+
+@torch.inference_mode()
+def run(case: Case, prompt: Prompt) -> tuple[float, float, Tensor]:
+    """Seconds to the first token and a further token, and the last logits [B, V]."""
+    case.prepare(torch.cat([prompt.ids.flatten(), prompt.following.flatten()]).unique())
+    cache = DynamicCache(config=case.model.config)
+    case.between()
+    started = time.perf_counter()
+    out = case.model(input_ids=prompt.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    out.logits[:, -1].argmax(-1)
+    first = time.perf_counter() - started
+    spent = 0.0
+    for n in range(prompt.following.shape[1]):
+        case.between()
+        started = time.perf_counter()
+        ids = prompt.following[:, n : n + 1]
+        out = case.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out.logits[:, -1].argmax(-1)
+        spent += time.perf_counter() - started
+    return first, spent / prompt.following.shape[1], out.logits[:, -1].clone()
+
+
+def take(cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun) -> list[Reading]:
+    """Every case on every prompt; a variant's placements must agree bit for bit.
+
+    The first prompt warms up and is not counted.
+
+    Raises:
+        TrainingError: outputs differ between placements that read the same rows.
+    """
+    found = []
+    for repeat, prompt in enumerate(prompts, start=-1):
+        logits: dict[str, tuple[str, Tensor]] = {}
+        for case in cases[:: 1 if repeat % 2 == 0 else -1]:
+            load = os.getloadavg()[0]
+            ttft, tpot, last = run(case, prompt)
+            _check_equal(case, last, logits)
+            if repeat >= 0:
+                found.append(_reading(case, prompt, repeat, ttft, tpot, load))
+            on_run()
+    return found
+
+
+def _check_equal(case: Case, last: Tensor, logits: dict[str, tuple[str, Tensor]]) -> None:
+    if case.placement.startswith("sync"):
+        return  # plain operators, which round otherwise
+    name, other = logits.setdefault(case.variant, (case.name, last))
+    if not torch.equal(last, other):
+        raise TrainingError(f"{case.name} and {name} give different logits for the same prompt")
+
+
+def _reading(case: Case, prompt: Prompt, repeat: int, ttft: float, tpot: float, load: float) -> Reading:
+    return Reading(
+        variant=case.variant,
+        placement=case.placement,
+        batch=prompt.ids.shape[0],
+        prompt=prompt.ids.shape[1],
+        repeat=repeat,
+        ttft=ttft,
+        tpot=tpot,
+        load=round(load, 2),
+    )
+
+
+def summarize(readings: Sequence[Reading]) -> list[Summary]:
+    """Every case over the baseline of the same turns."""
+    groups: dict[tuple[int, int], dict[tuple[str, str], list[Reading]]] = {}
+    for reading in readings:
+        own = groups.setdefault((reading.batch, reading.prompt), {})
+        own.setdefault((reading.variant, reading.placement), []).append(reading)
+    return [
+        _summary(key, case, own, cases[BASELINE, ""])
+        for key, cases in groups.items()
+        for case, own in cases.items()
+    ]
+
+
+def _summary(
+    key: tuple[int, int], case: tuple[str, str], own: list[Reading], plain: list[Reading]
+) -> Summary:
+    return Summary(
+        variant=case[0],
+        placement=case[1],
+        batch=key[0],
+        prompt=key[1],
+        ttft_ms=1e3 * statistics.median(r.ttft for r in own),
+        tpot_ms=1e3 * statistics.median(r.tpot for r in own),
+        tpot_std_ms=1e3 * statistics.stdev(r.tpot for r in own),
+        ttft=Ratio.of([r.ttft for r in own], [r.ttft for r in plain]),
+        tpot=Ratio.of([r.tpot for r in own], [r.tpot for r in plain]),
+    )
+
+
+def write(path: Path, readings: Sequence[Reading]) -> None:
+    """All runs as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Reading)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(reading) for reading in readings)

@@ -1,0 +1,237 @@
+"""`retoken bench decode`: generation with rows in every placement against the plain backbone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from retoken.cli.options import as_json
+from retoken.errors import ConfigError
+
+if TYPE_CHECKING:
+    from retoken.bench.decode.prompts import Prompt
+
+Variant = Literal["retoken", "mort-2of4", "mort-3of5"]
+Where = Literal[
+    "device", "host", "disk-warm", "disk-cold", "chosen-cold", "none-cold", "sync-host", "sync-cold"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDecode:
+    """Time to the first token and per further token, by variant and placement, against the plain backbone.
+
+    A preset gets random weights, and random rows for the tokens of the text; a trained checkpoint has its
+    own. Prompts and what follows them are real text. One backbone's weights serve all cases, in turns.
+    Placements of the same rows must give the same logits, bit for bit, or nothing is reported.
+    """
+
+    model: Annotated[str, tyro.conf.Positional] = "cpu-l"
+    """A preset's name, or a trained checkpoint with token-indexed parameters."""
+    data: Path
+    """Token store written by `retoken prepare`; prompts are of its held-out split."""
+    variants: tuple[Variant, ...] = ("retoken", "mort-2of4", "mort-3of5")
+    """Of a preset."""
+    placements: tuple[Where, ...] = ("device", "host", "disk-warm", "disk-cold", "sync-host", "sync-cold")
+    """"warm": the file is cached; "cold": its cache is dropped before every pass; "chosen", "none": other
+    ways to prefetch; "sync": the protocol of Sec. 3.3.2, with nothing asked for ahead."""
+    batches: tuple[int, ...] = (1,)
+    """Sequences at once."""
+    prompt_lengths: tuple[int, ...] = (128,)
+    """Tokens of a prompt."""
+    tokens: int = 8
+    """Decoded after each prompt."""
+    repeats: int = 30
+    """Turns; one more warms up."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of a preset's weights."""
+    rows: Literal["float32", "bfloat16", "int8", "float8_e4m3"] = "bfloat16"
+    """Row type of a preset's tables."""
+    cap: bool = False
+    """Run under a memory limit that leaves a quarter of the records in use for cached pages (cgroup v1)."""
+    bound: bool = False
+    """Serve instead a fully written table four times the memory limit, over uniformly random tokens."""
+    bound_tokens: int = 100_000
+    """Of --bound."""
+    bound_vocab: int = 151_936
+    """Of --bound: tokens of the table, in place of the preset's."""
+    threads: int = 0
+    """CPU threads of PyTorch; 0 leaves PyTorch's choice."""
+    work: Path | None = None
+    """Folder for the packed files; without it a temporary one, in memory on some systems."""
+    csv: Path | None = None
+    """Write every turn there."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def run(self) -> int:
+        """Measure and print; returns the exit code."""
+        self._check()
+        import torch
+
+        from retoken.train import timing
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        before = timing.machine(self.threads)
+        with TemporaryDirectory(prefix="retoken-decode-", dir=self.work) as folder:
+            found = self._bound(Path(folder)) if self.bound else self._decode(Path(folder))
+        machine = before | {"load_after": timing.machine()["load"]}
+        if self.json:
+            print(as_json({"machine": machine, "model": self.model, **found}))
+        else:
+            _show(Console(), found)
+            print(f"machine: {machine}")
+        return 0
+
+    def _decode(self, folder: Path) -> dict[str, Any]:
+        from retoken.bench.decode import turns
+
+        prompts = self._prompts()
+        cases = self._cases([prompt for some in prompts for prompt in some], folder)
+        readings: list[turns.Reading] = []
+        total = len(cases) * sum(len(some) for some in prompts)
+        with _progress(total) as advance, self._limit(cases, prompts[0][0]):
+            for some in prompts:
+                readings += turns.take(cases, some, advance)
+                if self.csv is not None:
+                    turns.write(self.csv, readings)
+        return {"decode": [asdict(summary) for summary in turns.summarize(readings)]}
+
+    def _prompts(self) -> list[list[Prompt]]:
+        from retoken.bench.decode.prompts import cut
+
+        size = {"count": self.repeats + 1, "following": self.tokens}
+        return [
+            cut(self.data, batch=batch, length=length, seed=batch, **size)
+            for length in self.prompt_lengths
+            for batch in self.batches
+        ]
+
+    def _cases(self, prompts: list[Prompt], folder: Path) -> list:
+        import torch
+
+        from retoken import presets
+        from retoken.bench.decode import cases
+        from retoken.bench.decode.prompts import tokens_of
+
+        if self.model in presets.names():
+            backbone = cases.random_backbone(self.model, getattr(torch, self.dtype))
+            options = {"rows": self.rows, "tokens": tokens_of(prompts), "folder": folder}
+            return cases.preset_cases(backbone, self.variants, self.placements, **options)
+        from retoken.eval import open_checkpoint
+
+        loaded = open_checkpoint(self.model)
+        return cases.trained_cases(loaded.model, self.placements, folder=folder)
+
+    @contextmanager
+    def _limit(self, cases: Sequence, prompt: Any) -> Iterator[None]:
+        """Memory for what one run of each case takes, and for a quarter of the records in use."""
+        if not self.cap:
+            yield
+            return
+        from retoken.bench.decode import turns
+        from retoken.bench.decode.cap import capped
+        from retoken.bench.decode.records import drop_cache
+
+        with capped() as cap:
+            for case in cases:
+                turns.run(case, prompt)
+            files = {case.packed.path: case for case in cases if case.packed is not None}
+            for case in files.values():
+                drop_cache(case.packed)
+            in_use = max(case.bytes_in_use for case in cases)
+            cap.limit(cap.anonymous + in_use // 4 + (64 << 20))
+            yield
+
+    def _bound(self, folder: Path) -> dict[str, Any]:
+        from retoken.bench.decode.bound import serve_within
+
+        with _progress(self.bound_tokens) as advance:
+            done = 0
+
+            def on_part(now: int) -> None:
+                nonlocal done
+                advance(now - done)
+                done = now
+
+            found = serve_within(
+                folder,
+                preset=self.model,
+                variant=self.variants[0],
+                rows=self.rows,
+                vocab_size=self.bound_vocab,
+                share=4,
+                tokens=self.bound_tokens,
+                on_part=on_part,
+            )
+        return {"bound": asdict(found)}
+
+    def _check(self) -> None:
+        lists = {"batches": self.batches, "prompt-lengths": self.prompt_lengths}
+        for name, values in lists.items():
+            if not values or min(values) < 1:
+                raise ConfigError(f"--{name} is {list(values)}; accepted: one or more, from 1")
+        for name, low in (
+            ("tokens", 1),
+            ("repeats", 2),
+            ("threads", 0),
+            ("bound_tokens", 1),
+            ("bound_vocab", 64),
+        ):
+            if getattr(self, name) < low:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: from {low}"
+                )
+        if not self.variants or not self.placements:
+            raise ConfigError("--variants or --placements is empty; accepted: one or more")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[..., None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda by=1: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("decoding", total=total)
+        yield lambda by=1: bar.update(task, advance=by)
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    if "bound" in found:
+        console.print(_bound_table(found["bound"]))
+        return
+    names = ("batch", "prompt", "variant", "rows", "TPOT over plain", "TTFT over plain", "TPOT ms", "TTFT ms")
+    table = Table(*names, title="medians, with their 95 % intervals", box=None)
+    for row in found["decode"]:
+        table.add_row(
+            *(str(row["batch"]), str(row["prompt"]), row["variant"], row["placement"]),
+            *(_ratio(row["tpot"]), _ratio(row["ttft"])),
+            *(f"{row['tpot_ms']:.2f} ± {row['tpot_std_ms']:.2f}", f"{row['ttft_ms']:.1f}"),
+        )
+    console.print(table)
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"{value['median']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+def _bound_table(found: dict[str, Any]) -> Table:
+    title = f"a table of {found['table_bytes'] / 1e6:,.0f} MB within {found['limit'] / 1e6:,.0f} MB"
+    table = Table("tokens", "tok/s", "resident MB", "anonymous MB", "charged MB", title=title, box=None)
+    for point in found["points"]:
+        sizes = [f"{point[name] / 1e6:,.0f}" for name in ("resident", "anonymous", "charged")]
+        table.add_row(f"{point['tokens']:,}", f"{point['tokens'] / point['seconds']:,.0f}", *sizes)
+    return table

@@ -1,0 +1,128 @@
+"""The decode bench on tiny models: what it runs, that it compares outputs, and what it refuses."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import retoken
+from retoken.bench.decode import cases, prompts, records, turns
+from retoken.bench.decode.bound import serve_within
+from retoken.bench.decode.cap import ROOT
+from retoken.cli.main import main
+from retoken.errors import ConfigError, TrainingError
+from retoken.serving.packed import PackedFile
+
+COLD = ("disk-cold", "chosen-cold", "none-cold", "sync-cold")
+PLACEMENTS = ("device", "host", "disk-warm", "sync-host", *COLD)
+
+
+@pytest.fixture
+def some(tiny_store):
+    return prompts.cut(tiny_store, count=3, batch=2, length=5, following=3, seed=0)
+
+
+@pytest.fixture
+def backbone():
+    return cases.random_backbone("demo", torch.float32)
+
+
+def _make(backbone, some, folder, placements=PLACEMENTS, rows="float32", variants=("retoken", "mort-3of5")):
+    options = {"rows": rows, "tokens": prompts.tokens_of(some), "folder": folder}
+    return cases.preset_cases(backbone, variants, placements, **options)
+
+
+@pytest.mark.parametrize("rows", ["float32", "int8"])
+def test_every_placement_takes_turns_and_agrees(backbone, some, tmp_path, rows):
+    made = _make(backbone, some, tmp_path, rows=rows)
+    found = turns.take(made, some, lambda: None)
+    assert len(made) == 1 + 2 * len(PLACEMENTS) and len(found) == 2 * len(made)
+    assert all(reading.tpot > 0 and reading.ttft > 0 for reading in found)
+    summary = turns.summarize(found)
+    assert [s.tpot.median for s in summary if s.variant == cases.BASELINE] == [1.0]
+
+
+@pytest.mark.parametrize("variant", ["retoken", "mort-3of5"])
+def test_the_papers_protocol_computes_the_same_up_to_rounding(backbone, some, tmp_path, variant):
+    made = _make(backbone, some, tmp_path, ("device", "sync-host", "sync-cold"), variants=(variant,))
+    _, device, host, cold = (turns.run(case, some[0])[2] for case in made)
+    assert torch.allclose(device, host, atol=1e-4) and torch.equal(host, cold)
+
+
+def test_outputs_that_differ_are_no_result(backbone, some, tmp_path):
+    made = _make(backbone, some, tmp_path, ("device", "host"), variants=("retoken",))
+    retoken.modulators(made[2].model)[0].scale.data.mul_(2)
+    with pytest.raises(TrainingError, match="give different logits"):
+        turns.take(made, some, lambda: None)
+
+
+def test_the_twin_shares_every_weight(backbone):
+    other = cases.twin(backbone)
+    ours, theirs = backbone.state_dict(), other.state_dict()
+    assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+    assert other is not backbone
+
+
+def test_the_file_has_its_full_size_and_rows_of_the_tokens_only(tmp_path, backbone):
+    layout = cases.layout_for(backbone, cases.VARIANTS["retoken"], "bfloat16")
+    tokens = torch.tensor([3, 700, 1999])
+    records.write(tmp_path / "f", layout, tokens)
+    packed = PackedFile(tmp_path / "f")
+    assert torch.equal(packed.gather(tokens), records.random_records(layout, tokens))
+    assert not packed.records()[4].any()
+    assert os.stat(tmp_path / "f").st_blocks * 512 < layout.bytes
+
+
+def test_the_ratio_is_a_median_with_an_interval_of_order_statistics():
+    ratio = turns.Ratio.of([float(i) for i in range(1, 31)], [1.0] * 30)
+    assert (ratio.median, ratio.low, ratio.high, ratio.count) == (15.5, 10.0, 21.0, 30)
+    few = turns.Ratio.of([2.0, 4.0], [1.0, 1.0])
+    assert (few.low, few.high) == (2.0, 4.0)
+
+
+def test_a_trained_run_is_placed_too(tiny_run, tiny_store, tmp_path, capsys):
+    words = ["bench", "decode", str(tiny_run("mort")), "--data", str(tiny_store), "--repeats", "2"]
+    capsys.readouterr()
+    more = ["--tokens", "2", "--prompt-lengths", "4", "--placements", "host", "disk-warm"]
+    assert main([*words, *more, "--csv", str(tmp_path / "t.csv"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["variant"], row["placement"]) for row in found["decode"]] == [
+        ("baseline", ""),
+        ("trained", "resident"),
+        ("trained", "host"),
+        ("trained", "disk-warm"),
+    ]
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 2 * 4
+
+
+def test_options_are_checked(tiny_store, capsys):
+    words = ["bench", "decode", "demo", "--data", str(tiny_store)]
+    for option, value in (("--repeats", "1"), ("--tokens", "0"), ("--batches", "0")):
+        assert main([*words, option, value]) == 2
+        assert f"{option} is" in capsys.readouterr().err
+
+
+def test_a_text_that_is_too_short_is_refused(tiny_store):
+    with pytest.raises(ConfigError, match="--prompt-lengths has 9999999"):
+        prompts.cut(tiny_store, count=1, batch=1, length=9999999, following=1, seed=0)
+
+
+@pytest.mark.skipif(not os.access(ROOT, os.W_OK), reason="needs the memory cgroup, version 1, as root")
+def test_a_table_is_served_within_a_quarter_of_its_size(tmp_path: Path):
+    """The group counts the file's pages; the process's own few megabytes fit in as well."""
+    options = {"preset": "demo", "variant": "mort-3of5", "rows": "float32", "share": 4}
+    found = serve_within(tmp_path, vocab_size=60_000, tokens=10_240, on_part=lambda done: None, **options)
+    assert found.limit * 4 <= found.table_bytes < found.limit * 4 + 4
+    assert len(found.points) == 10 and all(point.charged <= found.limit for point in found.points)
+    assert not list(ROOT.glob("retoken-*"))
+
+
+def test_a_cold_case_reads_the_disk(backbone, some, tmp_path):
+    case = _make(backbone, some, tmp_path, ("disk-cold",), variants=("retoken",))[1]
+    dropped = []
+    counted = replace(case, between=lambda: dropped.append(case.between()))
+    turns.run(counted, some[0])
+    assert len(dropped) == 1 + some[0].following.shape[1]

@@ -1,0 +1,154 @@
+"""The kernels for inference on a CPU against the paper's equations: odd sizes, row types, guarded memory."""
+
+import math
+
+import pytest
+import torch
+
+from retoken import ops
+from retoken.ops import fused, naive
+from retoken.ops.norm import norm_gain
+from retoken.ops.quantize import dequantize, quantize
+from retoken.testing import assert_close
+
+V, EPS, DEPTH = 17, 1e-6, 3
+WIDTHS = (1, 7, 16, 33, 100)
+COUNTS = (1, 5, 90)
+TYPES = ("float32", "bfloat16", "int8", "float8_e4m3")
+STATES = (torch.float32, torch.bfloat16)
+GUARD = 64
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def _draw(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _ids(count):
+    return torch.randint(0, V, (count,), generator=torch.Generator().manual_seed(count))
+
+
+def _guarded(x):
+    """The same numbers with NaN before and behind them in memory."""
+    around = torch.full((x.numel() + 2 * GUARD,), math.nan).to(x.dtype)
+    inside = around[GUARD : GUARD + x.numel()].view(x.shape)
+    return inside.copy_(x)
+
+
+def _stored(wide, kind, ids):
+    """Where rows of a type lie, in records with their scales behind them, and what they hold."""
+    stored, scale = quantize(wide, kind)
+    size, per_token = stored.element_size(), wide[0].numel()
+    rows_bytes = -(-per_token * size // 4) * 4
+    stride = rows_bytes + 4 * wide[0].numel() // wide.shape[-1]
+    records = torch.full((V + 2, stride), 255, dtype=torch.uint8)[1:-1]
+    records[:, : per_token * size] = stored.contiguous().view(torch.uint8).reshape(V, -1)
+    scales = 0
+    if scale is not None:
+        scales = rows_bytes
+        records[:, rows_bytes:] = scale.reshape(V, -1).contiguous().view(torch.uint8)
+    code, row_bytes = fused.KINDS[stored.dtype], wide.shape[-1] * size
+    near = fused.Near(records.data_ptr(), stride, V, ids, code, row_bytes, scales, records)
+    return near, dequantize(stored, scale, torch.float32)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("dtype", STATES, ids=str)
+@pytest.mark.parametrize("norm", ["l2", "rms"])
+def test_gate(count, width, kind, dtype, norm):
+    ids, m, s = _ids(count), _guarded(_draw(count, width, dtype=dtype)), _guarded(_draw(width, seed=1))
+    near, rows = _stored(_draw(V, width, seed=2), kind, ids)
+    out = fused.gate(near, m, s, norm_gain(norm, width), EPS)
+    p = naive.retoken_gate(rows.double(), s.double(), ids, norm, EPS)
+    assert_close("gate", naive.retoken_increment(m.double(), p).to(dtype), out)
+    folded = fused.gate(near, m, None, 1.0, 0.0)
+    assert torch.equal((m.float() * (1 + rows[ids])).to(dtype), folded)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("dtype", STATES, ids=str)
+@pytest.mark.parametrize(("experts", "top_k"), [(5, 3), (4, 2), (3, 1)])
+def test_mix(count, width, kind, dtype, experts, top_k):
+    ids, m, s = _ids(count), _guarded(_draw(count, width, dtype=dtype)), _guarded(_draw(width, seed=1))
+    h, R = _guarded(_draw(count, width, seed=3, dtype=dtype)), _draw(experts, width, seed=4, dtype=dtype)
+    near, rows = _stored(_draw(V, experts, width, seed=2), kind, ids)
+    routing = fused.route(h, R, top_k)
+    g = naive.mort_logits(h.double(), R.double().T)
+    assert_close("logits", g, routing.logits_TE.double(), units=2.0**31)
+    G, w = naive.mort_weights(routing.logits_TE.double(), top_k)
+    assert torch.equal(G, routing.chosen_TK)
+    assert_close("weights", w.float(), routing.weights_TK)
+    gain = norm_gain("rms", width) / math.sqrt(2 * DEPTH)
+    out = fused.mix_into(near, m, routing, s, gain, EPS)
+    e = naive.mort_mix(rows.double(), ids, G, w)
+    r = naive.mort_residual(e, s.double(), DEPTH, "rms", EPS)
+    assert_close("sum", (m.double() + r).to(dtype), out, floor=1.0)
+    plain = fused.mix_into(near, m, routing, None, 1.0, 0.0)
+    assert_close("mixture", (m.double() + e).to(dtype), plain, floor=1.0)
+
+
+def test_every_float8_is_read_as_torch_reads_it():
+    wide = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
+    near = fused.Near(wide.data_ptr(), 256, 1, torch.zeros(1, dtype=torch.int64), 3, 256, 0, wide)
+    out = fused.gate(near, torch.ones(1, 256), None, 1.0, 0.0)
+    assert torch.equal((1 + wide.float())[None].nan_to_num(7.0), out.nan_to_num(7.0))
+
+
+def test_equal_logits_choose_the_lower_number():
+    routing = fused.route(torch.zeros(2, 8), torch.ones(5, 8), 3)
+    assert routing.chosen_TK.tolist() == [[0, 1, 2]] * 2
+
+
+def test_zero_rows_are_neutral():
+    near = fused.near_table(torch.zeros(V, 33), _ids(5))
+    m = _draw(5, 33)
+    assert torch.equal(m, fused.gate(near, m, torch.ones(33), 1.0, EPS))
+
+
+@pytest.mark.parametrize("wrong", [-1, V])
+@pytest.mark.parametrize("count", [3, 3000])
+def test_ids_without_rows_are_refused(wrong, count):
+    ids = torch.zeros(count, dtype=torch.int64)
+    ids[2] = wrong
+    with pytest.raises(IndexError, match="position 2 has no row"):
+        fused.gate(fused.near_table(torch.ones(V, 64), ids), torch.ones(count, 64), None, 1.0, 0.0)
+    rows = torch.ones(V, 2, 64)
+    routing = fused.route(torch.ones(count, 64), torch.ones(2, 64), 1)
+    with pytest.raises(IndexError, match="position 2 has no row"):
+        fused.mix_into(fused.near_table(rows, ids), torch.ones(count, 64), routing, None, 1.0, 0.0)
+
+
+def test_threads_change_no_bit():
+    ids, m = torch.randint(0, V, (4096,)), _draw(4096, 96)
+    near, s = fused.near_table(_draw(V, 96, seed=1), ids), _draw(96, seed=2)
+    whole = fused.gate(near, m, s, 1.0, EPS)
+    parts = [
+        fused.gate(near._replace(slots=ids[i : i + 512]), m[i : i + 512], s, 1.0, EPS)
+        for i in range(0, 4096, 512)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_what_has_a_gradient_is_left_to_the_plain_operators():
+    with torch.enable_grad():
+        assert not fused.serves(torch.ones(2))
+    assert fused.serves(torch.ones(2))
+    assert not fused.serves(torch.ones(2, dtype=torch.float64))
+    assert not fused.serves(torch.ones(2, device="meta"))
+    assert fused.near_table(torch.ones(3, 4, dtype=torch.float64), _ids(2)) is None
+
+
+def test_states_that_are_not_contiguous_are_read_right():
+    m = _draw(33, 5).T
+    near, s = fused.near_table(_draw(V, 33, seed=1), _ids(5)), _draw(33, seed=2)
+    wanted = ops.gate(m, _draw(V, 33, seed=1)[_ids(5)], s, 1.0, EPS)
+    assert_close("gate", wanted, fused.gate(near, m, s, 1.0, EPS))
