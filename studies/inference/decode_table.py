@@ -37,9 +37,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         readings = read(Path(name))
         loads = sorted(reading.load for reading in readings)
-        print(
-            f"\n{Path(name).name}: {len({r.repeat for r in readings})} turns, load {loads[0]} to {loads[-1]}\n"
-        )
+        turns = len({reading.repeat for reading in readings})
+        print(f"\n{Path(name).name}: {turns} turns, load {loads[0]} to {loads[-1]}\n")
         print("| batch | prompt | variant | rows | TPOT over plain | TTFT over plain | TPOT, ms | TTFT, ms |")
         print("|---|---|---|---|---|---|---|---|")
         for s in summarize(readings):

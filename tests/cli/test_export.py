@@ -1,11 +1,13 @@
 """`retoken export`: from a training checkpoint to what `from_pretrained` loads; and `--model` with one."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Cli = Callable[..., Any]
@@ -118,6 +120,25 @@ def test_a_model_folder_is_served_from_a_file_that_is_made_for_it(
     found = json.loads(placed.out)["val_loss"]
     assert found == pytest.approx(json.loads(cli("eval", run, *options).out)["val_loss"], rel=1e-6)
     assert rows.is_file()
+
+
+@pytest.mark.parametrize("tables", ["", "host"])
+def test_fetched_rows_are_compared_with_a_folders(
+    cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path, tables: str
+) -> None:
+    where = ["--tables", tables] if tables else []
+    right, packed = tiny_run("mort") / "model", tmp_path / "int8"
+    assert cli("export", right, "--out", packed, "--rows", "int8", "--loss", "off").code == 0
+    options = ["--data", tiny_store, "--json", "--max-tokens", 64]
+    assert cli("eval", packed, *options, *where, "--verify", right).code == 0
+    assert cli("eval", right, *options, *where, "--verify", right).code == 0
+    other = tmp_path / "other"
+    shutil.copytree(right, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["retoken.layers.1.table"][:, 0] += 1
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = cli("eval", packed, *options, *where, "--verify", other)
+    assert code == 2 and "differ from those they were made of" in err
 
 
 def test_the_loss_alone_chooses_int8(cli: Cli, tiny_run: Run, tmp_path: Path) -> None:

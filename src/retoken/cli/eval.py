@@ -39,6 +39,8 @@ class Eval:
     """Where a model folder's rows are to live; empty: as they are saved."""
     rows_path: Path | None = None
     """The packed file to serve rows from, or to write first, with --tables disk."""
+    verify: Path | None = None
+    """A model folder with tables: every row that is fetched is recomputed from it, and must be the same."""
     tasks: tuple[str, ...] = ()
     """Benchmark tasks; not in this release."""
     json: bool = False
@@ -60,6 +62,7 @@ class Eval:
                 self.checkpoint,
                 tables=self.tables or None,
                 rows_path=self.rows_path,
+                verify=self.verify,
                 device=world.device,
             )
             if self.data is not None:

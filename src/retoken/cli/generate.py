@@ -44,6 +44,8 @@ class Generate:
     """Where a model folder's rows are to live; empty: as they are saved."""
     rows_path: Path | None = None
     """The packed file to serve rows from, or to write first, with --tables disk."""
+    verify: Path | None = None
+    """A model folder with tables: every row that is fetched is recomputed from it, and must be the same."""
     json: bool = False
     """Print one JSON object instead of the text."""
 
@@ -60,6 +62,7 @@ class Generate:
                 self.checkpoint,
                 tables=self.tables or None,
                 rows_path=self.rows_path,
+                verify=self.verify,
                 device=world.device,
             )
             tokenizer: Any = loaded.need_tokenizer()

@@ -67,6 +67,7 @@ def open_checkpoint(
     *,
     tables: Tables | None = None,
     rows_path: Path | None = None,
+    verify: Path | None = None,
     device: torch.device | None = None,
 ) -> Loaded:
     """Load a checkpoint for evaluation or generation.
@@ -77,13 +78,14 @@ def open_checkpoint(
         tables: Where the rows are to live, of a model folder; None: as parameters, or in the packed file that
             the folder has.
         rows_path: The packed file, as `retoken.load`'s `path`.
+        verify: A model folder that every fetched row is compared with; rows are placed for it.
         device: Where placed rows are to be used; None: the host.
 
     Raises:
         CheckpointError: Nothing loadable is there; the file and what was found are named.
         ConfigError: Rows cannot be placed as they are asked to be.
     """
-    placed = tables is not None or rows_path is not None
+    placed = tables is not None or rows_path is not None or verify is not None
     if where.startswith(HUB):
         if placed:
             raise ConfigError(
@@ -94,7 +96,7 @@ def open_checkpoint(
     folder = _model_folder(Path(where))
     run = run_of(folder)
     if placed or ROWS_FILE in _attached_in(folder):
-        model = _load_placed(folder, tables, rows_path, device)
+        model = _load_placed(folder, tables, rows_path, verify, device)
     else:
         model = load_model(folder).eval()
     return Loaded(name=str(folder), model=model, tokenizer=tokenizer_for(folder), run=run)
@@ -110,7 +112,11 @@ def _attached_in(folder: Path) -> dict[str, Any]:
 
 
 def _load_placed(
-    folder: Path, tables: Tables | None, rows_path: Path | None, device: torch.device | None
+    folder: Path,
+    tables: Tables | None,
+    rows_path: Path | None,
+    verify: Path | None,
+    device: torch.device | None,
 ) -> PreTrainedModel:
     if is_checkpoint(folder):
         raise ConfigError(
@@ -118,7 +124,8 @@ def _load_placed(
             "retoken export makes one"
         )
     try:
-        return load(folder, tables, path=rows_path, device=device, dtype=torch.float32)
+        options: dict[str, Any] = {"path": rows_path, "verify": verify or False, "device": device}
+        return load(folder, tables, dtype=torch.float32, **options)
     except RetokenError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds for a broken file

@@ -88,7 +88,7 @@ class Asked:
     @property
     def as_they_are(self) -> bool:
         """Whether tables stay as the model has them."""
-        return self.tables == "device" and self.rows is None and self.path is None
+        return self.tables == "device" and self.rows is None and self.path is None and self.verify is False
 
     def need_path(self) -> None:
         """Refuse the disk without a file.
