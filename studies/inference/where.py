@@ -119,7 +119,7 @@ def draw() -> None:
             axis.text(start, place, f"  rows {widths[-1]:.2f} ms ({share:.1%})", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [f"{row['variant']} {row['placement']}".strip() for row in rows])
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.25 * max(float(row["total"]) for row in rows))
+    axis.set_xlim(0, 1.35 * max(float(row["total"]) for row in rows))
     axis.set_xlabel("milliseconds a decoded token (medians)")
     axis.legend(ncols=5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), fontsize=8)
     figure.savefig(FIGURE, metadata={"Date": None})
