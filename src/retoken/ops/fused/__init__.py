@@ -22,7 +22,7 @@ WIDE = (torch.float32, torch.bfloat16)
 """Types of states, scales and routers that are served."""
 PLAIN = (Tensor, torch.nn.Parameter)
 """Tensors that are what they seem."""
-LEAST = 1 << 16
+LEAST = 1 << 19
 """Numbers of a state that are worth a thread's call."""
 
 
