@@ -98,6 +98,12 @@ def test_a_trained_run_is_placed_too(tiny_run, tiny_store, tmp_path, capsys):
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 2 * 4
 
 
+def test_the_papers_protocol_is_not_left_out_silently(tiny_run, tiny_store, capsys):
+    words = ["bench", "decode", str(tiny_run("mort")), "--data", str(tiny_store), "--placements", "sync-host"]
+    capsys.readouterr()
+    assert main(words) == 2 and "--placements has sync-host" in capsys.readouterr().err
+
+
 def test_options_are_checked(tiny_store, capsys):
     words = ["bench", "decode", "demo", "--data", str(tiny_store)]
     for option, value in (("--repeats", "1"), ("--tokens", "0"), ("--batches", "0")):

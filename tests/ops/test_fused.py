@@ -127,6 +127,16 @@ def test_ids_without_rows_are_refused(wrong, count):
         fused.mix_into(fused.near_table(rows, ids), torch.ones(count, 64), routing, None, 1.0, 0.0)
 
 
+def test_states_of_another_shape_than_the_rows_are_refused():
+    rows, ids = torch.ones(V, 2, 64), _ids(5)
+    near, routing = fused.near_table(rows, ids), fused.route(torch.ones(5, 64), torch.ones(2, 64), 1)
+    for shape in ((4, 64), (6, 64), (5, 32), (10, 32)):
+        with pytest.raises(ValueError, match="rows of 64 numbers for 5 positions"):
+            fused.mix_into(near, torch.ones(shape), routing, None, 1.0, 0.0)
+        with pytest.raises(ValueError, match="rows of 64 numbers for 5 positions"):
+            fused.gate(fused.near_table(rows[:, 0].contiguous(), ids), torch.ones(shape), None, 1.0, 0.0)
+
+
 def test_threads_change_no_bit():
     ids, m = torch.randint(0, V, (16384,)), _draw(16384, 96)
     near, s = fused.near_table(_draw(V, 96, seed=1), ids), _draw(96, seed=2)

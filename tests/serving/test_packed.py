@@ -95,12 +95,16 @@ def test_a_change_is_told_at_the_start_or_when_it_is_read(build, packed):
             with pytest.raises(CheckpointError, match="token 0 was changed"):
                 PackedFile(packed)
             continue
-        model = build("mort")
+        model, ids = build("mort"), torch.tensor([[5, token]])
         retoken.place(model, "disk", path=packed)
-        with pytest.raises(
-            CheckpointError, match=rf"rows\.safetensors: the record of token {token} was changed"
-        ):
-            model(input_ids=torch.tensor([[5, token]]))
+        told = rf"rows\.safetensors: the record of token {token} was changed"
+        with pytest.raises(CheckpointError, match=told):
+            model(input_ids=ids)
+        with torch.no_grad(), pytest.raises(CheckpointError, match=told):
+            model(input_ids=ids)
+        first = retoken.modulators(model)[0]  # on its own: the pass never comes to the last layer
+        with torch.no_grad(), pytest.raises(CheckpointError, match=told):
+            first(torch.zeros(1, 2, first.scale.shape[0]), ids)
 
 
 def test_files_of_other_models_are_refused(build, packed):

@@ -161,7 +161,7 @@ class PackedFile:
 
     def ask(self, ids: Tensor) -> None:
         """Have the records of ids [R], contiguous, read; nobody waits."""
-        where = (self.address, ids.data_ptr(), self.layout.record_bytes, 0, self.layout.record_bytes)
+        where = (self.address, ids.data_ptr(), self.layout.record_bytes)
         kernel.ask(*where, mmap.PAGESIZE, 0, len(ids))
 
     def check(self, ids: Tensor) -> None:

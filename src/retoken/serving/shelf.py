@@ -88,6 +88,15 @@ class Shelf:
             return
         self.disk.count(wanted.files, 1)
         if layer == self._last:
+            self.check(wanted)
+
+    def check(self, wanted: Wanted) -> None:
+        """Look whether the records that are read from the file are as they were written.
+
+        Raises:
+            CheckpointError: one is not.
+        """
+        if self.disk is not None and wanted.files:
             self.disk.check(wanted.from_file)
 
     def near(self, wanted: Wanted, layer: int) -> Near:

@@ -75,6 +75,11 @@ class PlacedFetch:
             self.source.shelf.read(self._wanted, layer)  # pyright: ignore
         return PlacedLayer(self, layer)
 
+    def check(self) -> None:
+        """Check what comes from the file now: a layer on its own may be the only one that reads."""
+        if self._wanted is not None:
+            self.source.shelf.check(self._wanted)  # pyright: ignore
+
     def near(self, layer: int) -> Near | None:
         """Where a layer's rows lie."""
         if self._wanted is None:
@@ -188,6 +193,7 @@ class PlacedTable(TokenTable):
         if fetched is not None:
             return fetched
         fetch: PlacedFetch = self.source.fetch(ids)  # pyright: ignore
+        fetch.check()
         return fetch.arrived(self.layer)
 
     def resize(self, vocab_size: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 
 from retoken.bench.decode.cap import Cap, capped
 from retoken.bench.decode.cases import VARIANTS, attach_source, layout_for, random_backbone
-from retoken.bench.decode.records import write
+from retoken.bench.decode.records import forget, write
 from retoken.serving.packed import PackedFile
 from retoken.serving.source import PlacedRows
 from retoken.serving.tiers import assign
@@ -69,7 +68,7 @@ def serve_within(
         layout = layout_for(backbone, VARIANTS[variant], rows)
         path = folder / "bound.safetensors"
         write(path, layout, torch.arange(layout.vocab_size))
-        _drop(path)
+        forget(path)
         cap.limit(layout.bytes // share)
         packed, homes = PackedFile(path), assign(layout, "disk", {}, None)
         source = PlacedRows(layout, {"disk": packed}, homes, backbone.dtype, torch.device("cpu"))
@@ -104,8 +103,3 @@ def _point(done: int, cap: Cap, seconds: float) -> Point:
         charged=cap.usage,
         seconds=round(seconds, 2),
     )
-
-
-def _drop(path: Path) -> None:
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -17,6 +17,7 @@ from retoken import presets
 from retoken.bench.decode import records
 from retoken.bench.decode.synchronous import SynchronousRows
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
+from retoken.errors import ConfigError
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import PackedFile
 from retoken.serving.source import PlacedRows, PlacedTable
@@ -174,7 +175,14 @@ def _case(variant: str, placement: str, model: PreTrainedModel, packed: PackedFi
 
 
 def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: Path) -> list[Case]:
-    """A trained model's plain backbone, the model as it is ("resident"), and its placements."""
+    """A trained model's plain backbone, the model as it is ("resident"), and its placements.
+
+    Raises:
+        ConfigError: the paper's protocol is asked for, which has random rows only.
+    """
+    for placement in placements:
+        if placement.startswith("sync"):
+            raise ConfigError(f"--placements has {placement}; accepted with a trained model: all but sync-*")
     plain = retoken.detach(twin(model))
     path, name = folder / "trained.safetensors", "trained"
     cases = [
@@ -183,8 +191,6 @@ def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: 
     ]
     for placement in placements:
         placed = twin(model)
-        if placement.startswith("sync"):
-            continue
         first = placement.split("-")[0]
         tier: Any = first if first in ("device", "host") else "disk"
         ahead: Any = first if first in ("chosen", "none") else "record"

@@ -66,7 +66,12 @@ def _chunks(layout: RecordLayout, tokens: Tensor) -> Iterator[tuple[Tensor, Tens
 def drop_cache(packed: PackedFile) -> None:
     """Have the system forget what it has cached of a file, so that the next reading reads the disk."""
     packed.release()
-    with packed.path.open("rb") as file:
+    forget(packed.path)
+
+
+def forget(path: Path) -> None:
+    """Have the system drop a file's cached pages that no process has mapped."""
+    with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -82,6 +82,7 @@ def gate(near: Near, increment: Tensor, scale: Tensor | None, gain: float, eps: 
     """
     kernel = _kernels()
     increment = increment.contiguous()
+    _check(near, increment)
     out, width = torch.empty_like(increment), increment.shape[-1]
     address, kind = _vector(scale)
     fixed = (
@@ -106,6 +107,7 @@ def mix_into(
     """
     kernel = _kernels()
     increment = increment.contiguous()
+    _check(near, increment)
     out, width = torch.empty_like(increment), increment.shape[-1]
     address, kind = _vector(scale)
     chosen, weights = routing.chosen_TK, routing.weights_TK
@@ -146,6 +148,16 @@ def route(hidden: Tensor, router: Tensor, top_k: int) -> Routing:
     )
     _run(kernel.route, fixed, hidden.numel() // max(width, 1), width)
     return Routing(logits, chosen, weights)
+
+
+def _check(near: Near, increment: Tensor) -> None:
+    """Refuse states that the rows are not for: a kernel would read and write beyond their ends."""
+    width = increment.shape[-1]
+    if increment.numel() != near.slots.numel() * width or near.row_bytes != width * SIZES[near.kind]:
+        raise ValueError(
+            f"increments {tuple(increment.shape)} with rows of {near.row_bytes // SIZES[near.kind]} numbers "
+            f"for {near.slots.numel()} positions; accepted: [..., D] for as many positions"
+        )
 
 
 @functools.cache

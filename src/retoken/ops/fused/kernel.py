@@ -302,13 +302,9 @@ def ask_chosen(base, slots, stride, row_bytes, chosen, top_k, page, start, stop)
 
 
 @compiled
-def ask(base, slots, stride, begin, size, page, start, stop):
-    """Have the pages read that hold bytes begin to begin + size of some records; returns how many bytes."""
-    asked = 0
+def ask(base, slots, stride, page, start, stop):
+    """Have the pages read that hold some records."""
     for t in range(start, stop):
-        first = base + read_index(slots + 8 * t) * stride + begin
+        first = base + read_index(slots + 8 * t) * stride
         low = first // page * page
-        length = (first + size - low + page - 1) // page * page
-        will_need(low, length)
-        asked += length
-    return asked
+        will_need(low, (first + stride - low + page - 1) // page * page)

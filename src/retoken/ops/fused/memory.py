@@ -134,26 +134,20 @@ def write_bfloat16(typing, address, count, value):
     return types.void(types.intp, types.intp, floats), generate
 
 
-@intrinsic
-def write_number(typing, address, value):
-    """Write one float32."""
+def _scalar_writer(number, kind):
+    @intrinsic
+    def write(typing, address, value):
+        def generate(context, builder, signature, arguments):
+            builder.store(arguments[1], _at(builder, arguments[0], number), align=1)
+            return context.get_dummy_value()
 
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[1], _at(builder, arguments[0], _F32), align=1)
-        return context.get_dummy_value()
+        return types.void(types.intp, kind), generate
 
-    return types.void(types.intp, types.float32), generate
+    return write
 
 
-@intrinsic
-def write_index(typing, address, value):
-    """Write one int64."""
-
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[1], _at(builder, arguments[0], _I64), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
+write_number = _scalar_writer(_F32, types.float32)
+write_index = _scalar_writer(_I64, types.intp)
 
 
 @intrinsic
