@@ -65,10 +65,10 @@ def _stored(wide, kind, ids):
 def test_gate(count, width, kind, dtype, norm):
     ids, m, s = _ids(count), _guarded(_draw(count, width, dtype=dtype)), _guarded(_draw(width, seed=1))
     near, rows = _stored(_draw(V, width, seed=2), kind, ids)
-    out = fused.gate(near, m, s, norm_gain(norm, width), EPS)
+    out = fused.Gate(near, s, norm_gain(norm, width), EPS)(m)
     p = naive.retoken_gate(rows.double(), s.double(), ids, norm, EPS)
     assert_close("gate", naive.retoken_increment(m.double(), p).to(dtype), out)
-    folded = fused.gate(near, m, None, 1.0, 0.0)
+    folded = fused.Gate(near, None, 1.0, 0.0)(m)
     assert torch.equal((m.float() * (1 + rows[ids])).to(dtype), folded)
 
 
@@ -81,37 +81,37 @@ def test_mix(count, width, kind, dtype, experts, top_k):
     ids, m, s = _ids(count), _guarded(_draw(count, width, dtype=dtype)), _guarded(_draw(width, seed=1))
     h, R = _guarded(_draw(count, width, seed=3, dtype=dtype)), _draw(experts, width, seed=4, dtype=dtype)
     near, rows = _stored(_draw(V, experts, width, seed=2), kind, ids)
-    routing = fused.route(h, R, top_k)
+    routing = fused.Route(R, top_k)(h)
     g = naive.mort_logits(h.double(), R.double().T)
     assert_close("logits", g, routing.logits_TE.double(), units=2.0**31)
     G, w = naive.mort_weights(routing.logits_TE.double(), top_k)
     assert torch.equal(G, routing.chosen_TK)
     assert_close("weights", w.float(), routing.weights_TK)
     gain = norm_gain("rms", width) / math.sqrt(2 * DEPTH)
-    out = fused.mix_into(near, m, routing, s, gain, EPS)
+    out = fused.Mix(near, s, gain, EPS)(m, routing)
     e = naive.mort_mix(rows.double(), ids, G, w)
     r = naive.mort_residual(e, s.double(), DEPTH, "rms", EPS)
     assert_close("sum", (m.double() + r).to(dtype), out, floor=1.0)
-    plain = fused.mix_into(near, m, routing, None, 1.0, 0.0)
+    plain = fused.Mix(near, None, 1.0, 0.0)(m, routing)
     assert_close("mixture", (m.double() + e).to(dtype), plain, floor=1.0)
 
 
 def test_every_float8_is_read_as_torch_reads_it():
     wide = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
     near = fused.Near(wide.data_ptr(), 256, 1, torch.zeros(1, dtype=torch.int64), 3, 256, 0, wide)
-    out = fused.gate(near, torch.ones(1, 256), None, 1.0, 0.0)
+    out = fused.Gate(near, None, 1.0, 0.0)(torch.ones(1, 256))
     assert torch.equal((1 + wide.float())[None].nan_to_num(7.0), out.nan_to_num(7.0))
 
 
 def test_equal_logits_choose_the_lower_number():
-    routing = fused.route(torch.zeros(2, 8), torch.ones(5, 8), 3)
+    routing = fused.Route(torch.ones(5, 8), 3)(torch.zeros(2, 8))
     assert routing.chosen_TK.tolist() == [[0, 1, 2]] * 2
 
 
 def test_zero_rows_are_neutral():
     near = fused.near_table(torch.zeros(V, 33), _ids(5))
     m = _draw(5, 33)
-    assert torch.equal(m, fused.gate(near, m, torch.ones(33), 1.0, EPS))
+    assert torch.equal(m, fused.Gate(near, torch.ones(33), 1.0, EPS)(m))
 
 
 @pytest.mark.parametrize("wrong", [-1, V])
@@ -120,29 +120,29 @@ def test_ids_without_rows_are_refused(wrong, count):
     ids = torch.zeros(count, dtype=torch.int64)
     ids[2] = wrong
     with pytest.raises(IndexError, match="position 2 has no row"):
-        fused.gate(fused.near_table(torch.ones(V, 64), ids), torch.ones(count, 64), None, 1.0, 0.0)
+        fused.Gate(fused.near_table(torch.ones(V, 64), ids), None, 1.0, 0.0)(torch.ones(count, 64))
     rows = torch.ones(V, 2, 64)
-    routing = fused.route(torch.ones(count, 64), torch.ones(2, 64), 1)
+    routing = fused.Route(torch.ones(2, 64), 1)(torch.ones(count, 64))
     with pytest.raises(IndexError, match="position 2 has no row"):
-        fused.mix_into(fused.near_table(rows, ids), torch.ones(count, 64), routing, None, 1.0, 0.0)
+        fused.Mix(fused.near_table(rows, ids), None, 1.0, 0.0)(torch.ones(count, 64), routing)
 
 
 def test_states_of_another_shape_than_the_rows_are_refused():
     rows, ids = torch.ones(V, 2, 64), _ids(5)
-    near, routing = fused.near_table(rows, ids), fused.route(torch.ones(5, 64), torch.ones(2, 64), 1)
+    near, routing = fused.near_table(rows, ids), fused.Route(torch.ones(2, 64), 1)(torch.ones(5, 64))
     for shape in ((4, 64), (6, 64), (5, 32), (10, 32)):
         with pytest.raises(ValueError, match="rows of 64 numbers for 5 positions"):
-            fused.mix_into(near, torch.ones(shape), routing, None, 1.0, 0.0)
+            fused.Mix(near, None, 1.0, 0.0)(torch.ones(shape), routing)
         with pytest.raises(ValueError, match="rows of 64 numbers for 5 positions"):
-            fused.gate(fused.near_table(rows[:, 0].contiguous(), ids), torch.ones(shape), None, 1.0, 0.0)
+            fused.Gate(fused.near_table(rows[:, 0].contiguous(), ids), None, 1.0, 0.0)(torch.ones(shape))
 
 
 def test_threads_change_no_bit():
     ids, m = torch.randint(0, V, (16384,)), _draw(16384, 96)
     near, s = fused.near_table(_draw(V, 96, seed=1), ids), _draw(96, seed=2)
-    whole = fused.gate(near, m, s, 1.0, EPS)
+    whole = fused.Gate(near, s, 1.0, EPS)(m)
     parts = [
-        fused.gate(near._replace(slots=ids[i : i + 512]), m[i : i + 512], s, 1.0, EPS)
+        fused.Gate(near._replace(slots=ids[i : i + 512]), s, 1.0, EPS)(m[i : i + 512])
         for i in range(0, 16384, 512)
     ]
     assert torch.equal(whole, torch.cat(parts))
@@ -161,4 +161,4 @@ def test_states_that_are_not_contiguous_are_read_right():
     m = _draw(33, 5).T
     near, s = fused.near_table(_draw(V, 33, seed=1), _ids(5)), _draw(33, seed=2)
     wanted = ops.gate(m, _draw(V, 33, seed=1)[_ids(5)], s, 1.0, EPS)
-    assert_close("gate", wanted, fused.gate(near, m, s, 1.0, EPS))
+    assert_close("gate", wanted, fused.Gate(near, s, 1.0, EPS)(m))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from retoken.attach.families import Anatomy
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import Fetched, ForwardContext, Landing, Modulator
-from retoken.ops import Routing, block_input_norm
+from retoken.ops import Routing, block_input_norm, fused
 
 KEYWORD = "retoken_context"
 
@@ -51,6 +52,13 @@ class LayerSite:
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
         return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
+
+    def ready_for(self, hidden: Tensor) -> Callable[..., Any] | None:
+        """The modulator with all but `hidden` [B, S, D] put together; None: ask for tokens and call it."""
+        context = self.context
+        if context is None or not fused.serves(hidden) or hidden.shape[:-1] != context.ids.shape:
+            return None
+        return context.ready.get(self.layer)
 
     def tokens_for(self, hidden: Tensor) -> tuple[Tensor, Fetched | None]:
         """This pass's ids, for hidden states [B, S, D], and the rows fetched for them, if any were.
@@ -86,6 +94,8 @@ class GateIncrement(SiteHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         increment = _first_of(output)
+        if (ready := self.site.ready_for(increment)) is not None:
+            return _with_first(output, ready(increment))
         ids, fetched = self.site.tokens_for(increment)
         gated = self.site.modulator(increment, ids, fetched)  # pyright: ignore
         return _with_first(output, gated)
@@ -100,8 +110,11 @@ class RouteFromMlpInput(SiteHook):
     def route(self, hidden: Tensor) -> None:
         """Leave the residual of `hidden` [B, S, D] where it lands, and the routing for the balance loss."""
         site = self.site
-        ids, fetched = site.tokens_for(hidden)
-        residual, site.routing = site.modulator(hidden, ids, fetched)  # pyright: ignore
+        if (ready := site.ready_for(hidden)) is not None:
+            residual, site.routing = ready(hidden)
+        else:
+            ids, fetched = site.tokens_for(hidden)
+            residual, site.routing = site.modulator(hidden, ids, fetched)  # pyright: ignore
         if site.delayed:
             site.context.leave(site.layer, residual)  # pyright: ignore
         else:
@@ -166,7 +179,8 @@ class StartForward:
         stack.begin(ids, _mask_of_last(mask, ids))
         for site in self.sites:
             site.begin(stack.layers)
-        return args, kwargs | {KEYWORD: ForwardContext(ids, stack.fetch(ids))}
+        fetch = stack.fetch(ids)
+        return args, kwargs | {KEYWORD: ForwardContext(ids, fetch, stack.ready(ids, fetch))}
 
 
 class EndForward:

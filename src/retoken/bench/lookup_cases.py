@@ -65,7 +65,7 @@ def _gather(table: Table, states: States) -> list[Contender]:
     first = Routing(nothing, torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1))
 
     def ours(ids: Tensor) -> Tensor:
-        return fused.mix_into(table.near(ids), nothing, first, None, 1.0, 0.0)
+        return fused.Mix(table.near(ids), None, 1.0, 0.0)(nothing, first)
 
     return [
         Contender(name=OURS, call=ours),
@@ -79,7 +79,7 @@ def _gate(table: Table, states: States) -> list[Contender]:
     rows = rows_of(table)
 
     def ours(ids: Tensor) -> Tensor:
-        return fused.gate(table.near(ids), m, s, gain, EPS)
+        return fused.Gate(table.near(ids), s, gain, EPS)(m)
 
     def eager(ids: Tensor) -> Tensor:
         return ops.gate(m, rows(ids), s, gain, EPS)
@@ -97,7 +97,7 @@ def _folded(table: Table, states: States) -> list[Contender]:
     m, rows = states.increment_TD, rows_of(table)
 
     def ours(ids: Tensor) -> Tensor:
-        return fused.gate(table.near(ids), m, None, 1.0, 0.0)
+        return fused.Gate(table.near(ids), None, 1.0, 0.0)(m)
 
     def eager(ids: Tensor) -> Tensor:
         return (m.float() * (1 + rows(ids).float())).to(m.dtype)
@@ -110,7 +110,7 @@ def _mix(table: Table, states: States) -> list[Contender]:
     chosen, weights, mixture = states.routing.chosen_TK, states.routing.weights_TK, mixture_of(table, states)
 
     def ours(ids: Tensor) -> Tensor:
-        return fused.mix_into(table.near(ids), m, states.routing, s, gain, EPS)
+        return fused.Mix(table.near(ids), s, gain, EPS)(m, states.routing)
 
     def eager(ids: Tensor) -> Tensor:
         return (m.float() + ops.residual(mixture(ids), s, gain, EPS)).to(m.dtype)
@@ -140,7 +140,7 @@ def _bag(table: Table, states: States) -> Callable[[Tensor], Tensor]:
 def _route(table: Table, states: States) -> list[Contender]:
     h, r, top_k = states.hidden_TD, states.router_ED, table.setting.top_k
     return [
-        Contender(name=OURS, call=lambda _: fused.route(h, r, top_k)),
+        Contender(name=OURS, call=lambda _: fused.Route(r, top_k)(h)),
         Contender(name="eager", call=lambda _: ops.route(h, r, top_k)),
     ]
 

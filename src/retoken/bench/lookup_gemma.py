@@ -109,10 +109,10 @@ def _ours(table: Table, states: States) -> Any:
     top_k = table.setting.top_k
 
     def gate(ids: Tensor) -> Tensor:
-        return fused.gate(table.near(ids), m, s, states.gain, EPS)
+        return fused.Gate(table.near(ids), s, states.gain, EPS)(m)
 
     def routed(ids: Tensor) -> Tensor:
-        return fused.mix_into(table.near(ids), m, fused.route(h, r, top_k), s, states.mixed_gain, EPS)
+        return fused.Mix(table.near(ids), s, states.mixed_gain, EPS)(m, fused.Route(r, top_k)(h))
 
     return gate if table.setting.experts == 1 else routed
 

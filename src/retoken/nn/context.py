@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -10,12 +12,23 @@ from retoken.errors import AttachError
 from retoken.nn.landing import Landing
 from retoken.nn.table import Fetched
 
+NOTHING: Mapping[int, Callable[..., Any]] = MappingProxyType({})
+
 
 class Fetch(Protocol):
     """The rows of one forward pass, possibly still on their way."""
 
     def arrived(self, layer: int) -> Fetched:
         """The rows of a layer; waits for them."""
+        ...
+
+
+@runtime_checkable
+class NearFetch(Protocol):
+    """A fetch whose rows lie where kernels can read them."""
+
+    def at_hand(self, layer: int) -> Fetched | None:
+        """The rows of a layer, needing no wait; None: its layer has to ask for them when it runs."""
         ...
 
 
@@ -37,11 +50,15 @@ class ForwardContext:
     It travels as an argument, so that an activation checkpoint recomputes with the ids it ran with.
     """
 
-    def __init__(self, ids: Tensor, fetch: Fetch | None = None) -> None:
+    def __init__(
+        self, ids: Tensor, fetch: Fetch | None = None, ready: Mapping[int, Callable[..., Any]] = NOTHING
+    ) -> None:
         self.ids = ids
         """[B, S] token ids."""
         self.fetch = fetch
         """The rows fetched for them; None: each layer looks them up in its table."""
+        self.ready = ready
+        """Layer -> what its modulator does with states, as `ModulatorStack.ready` has it."""
         self.delayed: dict[int, Landing] = {}
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retoken.config import ModulatorConfig, MoRTConfig
 from retoken.nn.landing import Landing, Residual
-from retoken.nn.mort import Router, choose, near_for
+from retoken.nn.mort import Choice, Router, choice
 from retoken.nn.table import Fetched, TableFactory, TokenTable
 from retoken.ops import Routing, fused, normalize, residual
 from retoken.ops.norm import norm_gain
@@ -32,12 +32,16 @@ class FoldedReToken(nn.Module):
         """P of token ids [...]: [..., D], float32 or wider."""
         return 1 + widen(self.table.lookup(ids))
 
+    def ready(self, rows: Fetched) -> fused.Gate | None:
+        """As `ReToken.ready`."""
+        near = rows.near()
+        return near and fused.Gate(near, None, 1.0, 0.0)
+
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
         rows = self.table.rows_of(ids, fetched)
-        near = rows.near() if fused.serves(increment) else None
-        if near is not None:
-            return fused.gate(near, increment, None, 1.0, 0.0)
+        if fused.serves(increment) and (ready := self.ready(rows)):
+            return ready(increment)
         return (widen(increment) * (1 + widen(rows.lookup().to(increment.device)))).to(increment.dtype)
 
 
@@ -63,12 +67,15 @@ class FoldedMoRT(nn.Module):
         """The rows of token ids [...]: [..., E, D]."""
         return self.table.lookup(ids)
 
+    def ready(self, rows: Fetched) -> Choice | None:
+        """As `MoRT.ready`."""
+        return choice(rows, self.router, self.top_k, self.scale, 1.0, self.eps)
+
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice (Eq. 3-5)."""
         rows, scale = self.table.rows_of(ids, fetched), self.scale
-        scales = () if scale is None else (scale,)
-        if (near := near_for(rows, hidden, self.router, *scales)) is not None:
-            return choose(near, hidden, self.router, self.top_k, scale, 1.0, self.eps)
+        if fused.serves(hidden) and (ready := self.ready(rows)):
+            return ready(hidden)
         routing = self.router(hidden, self.top_k)
         mixed = rows.mix(routing.chosen_TK, routing.weights_TK).to(hidden.device)
         return Residual(mixed if scale is None else residual(mixed, scale, 1.0, self.eps)), routing

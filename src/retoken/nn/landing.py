@@ -51,16 +51,10 @@ class Residual(NamedTuple):
 class Mixture(NamedTuple):
     """One whose rows are read where it lands, in the same pass over memory that adds them: inference only."""
 
-    near: fused.Near
-    """The tokens' rows."""
+    mix: fused.Mix
+    """The tokens' rows, and the norm and scale of their mixture."""
     routing: Routing
     """Which of them, with what weights."""
-    scale: Tensor | None
-    """[D]; None: the mixture is the residual."""
-    gain: float
-    """Of Norm, with 1 / sqrt(2 N_l)."""
-    eps: float
-    """Of Norm."""
 
     @property
     def requires_grad(self) -> bool:
@@ -71,11 +65,9 @@ class Mixture(NamedTuple):
         """increment + residual (Eq. 6)."""
         if not fused.serves(increment):
             return Residual(self.tensor()).add_to(increment)
-        return fused.mix_into(self.near, increment, self.routing, self.scale, self.gain, self.eps)
+        return self.mix(increment, self.routing)
 
     def tensor(self) -> Tensor:
         """The residual itself."""
         before = self.routing.chosen_TK.shape[:-1]
-        width = self.near.row_bytes // fused.SIZES[self.near.kind]
-        nothing = torch.zeros((*before, width))
-        return fused.mix_into(self.near, nothing, self.routing, self.scale, self.gain, self.eps)
+        return self.mix(torch.zeros((*before, self.mix.width)), self.routing)

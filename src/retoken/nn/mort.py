@@ -52,32 +52,40 @@ class MoRT(Modulator):
         self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
         self.router = Router(config.num_modulators, hidden_size, device, dtype)
 
+    def ready(self, rows: Fetched) -> Choice | None:
+        """The choice among these rows, all but the states put together; None: no kernel can read them."""
+        return choice(rows, self.router, self.top_k, self.scale, self.gain, self.eps)
+
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
         rows = self.table.rows_of(ids, fetched)
-        if (near := near_for(rows, hidden, self.router, self.scale)) is not None:
-            return choose(near, hidden, self.router, self.top_k, self.scale, self.gain, self.eps)
+        if fused.serves(hidden) and (ready := self.ready(rows)):
+            return ready(hidden)
         routing = self.router(hidden, self.top_k)
         mixed = rows.mix(routing.chosen_TK, routing.weights_TK).to(hidden.device)
         return Residual(residual(mixed, self.scale, self.gain, self.eps)), routing
 
 
-def near_for(rows: Fetched, hidden: Tensor, router: Router, *scale: Tensor) -> fused.Near | None:
-    """Where the rows lie, if this pass's states let a kernel read them there."""
-    return rows.near() if fused.serves(hidden, router.weight, *scale) else None
+class Choice:
+    """Chooses now (Eq. 3), so that rows can be on their way; they are mixed where they land (Eq. 4-6)."""
+
+    __slots__ = ("mix", "route")
+
+    def __init__(self, route: fused.Route, mix: fused.Mix) -> None:
+        self.route, self.mix = route, mix
+
+    def __call__(self, hidden: Tensor) -> tuple[Mixture, Routing]:
+        """The residual to be, and the choice, for hidden states [B, S, D]."""
+        routing = self.route(hidden)
+        if (ask := self.mix.near.ask) is not None:
+            ask(routing.chosen_TK)
+        return Mixture(self.mix, routing), routing
 
 
-def choose(
-    near: fused.Near,
-    hidden: Tensor,
-    router: Router,
-    top_k: int,
-    scale: Tensor | None,
-    gain: float,
-    eps: float,
-) -> tuple[Landing, Routing]:
-    """Choose now (Eq. 3), so that rows can be on their way; mix where the residual lands (Eq. 4-6)."""
-    routing = fused.route(hidden, router.weight, top_k)
-    if near.ask is not None:
-        near.ask(routing.chosen_TK)
-    return Mixture(near, routing, scale, gain, eps), routing
+def choice(
+    rows: Fetched, router: Router, top_k: int, scale: Tensor | None, gain: float, eps: float
+) -> Choice | None:
+    """A layer's choice among these rows; None: no kernel can read them."""
+    wanted = (router.weight,) if scale is None else (router.weight, scale)
+    near = rows.near() if fused.serves(*wanted) else None
+    return near and Choice(fused.Route(router.weight, top_k), fused.Mix(near, scale, gain, eps))

@@ -27,10 +27,14 @@ class ReToken(Modulator):
         super().__init__(config, (vocab_size, hidden_size), device, dtype, table)
         self.gain = norm_gain(config.norm, hidden_size)
 
+    def ready(self, rows: Fetched) -> fused.Gate | None:
+        """The gate of these rows, all but the increment put together; None: no kernel can read them."""
+        near = rows.near() if fused.serves(self.scale) else None
+        return near and fused.Gate(near, self.scale, self.gain, self.eps)
+
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
         rows = self.table.rows_of(ids, fetched)
-        near = rows.near() if fused.serves(increment, self.scale) else None
-        if near is not None:
-            return fused.gate(near, increment, self.scale, self.gain, self.eps)
+        if fused.serves(increment) and (ready := self.ready(rows)):
+            return ready(increment)
         return gate(increment, rows.lookup().to(increment.device), self.scale, self.gain, self.eps)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn.context import Fetch, RowSource
+from retoken.nn.context import Fetch, NearFetch, RowSource
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
-from retoken.nn.table import TableFactory, TokenTable
-from retoken.ops import RouterLoad, Routing, balance_loss, router_load
+from retoken.nn.table import Fetched, TableFactory, TokenTable
+from retoken.ops import RouterLoad, Routing, balance_loss, fused, router_load
 
 SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
 """The loads of a whole batch from those of the part that has just been seen: asks the other processes."""
@@ -34,6 +34,20 @@ def build_modulator(
     if isinstance(config, MoRTConfig):
         return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype, table)
     return ReToken(config, vocab_size, hidden_size, device, dtype, table)
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Whether calling a modulator does what its class says: nothing is hooked, wrapped or replaced."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return hasattr(type(module), "ready") and not hooked
+
+
+def _at_hand(module: nn.Module, ids: Tensor, fetch: Fetch | None, layer: int) -> Fetched | None:
+    """The rows that a layer will read, if they can be named before it runs."""
+    if isinstance(fetch, NearFetch):
+        return fetch.at_hand(layer)
+    table: Any = module.table
+    return table.rows_of(ids) if fetch is None and type(table) is TokenTable else None
 
 
 class ModulatorStack(nn.Module):
@@ -62,6 +76,25 @@ class ModulatorStack(nn.Module):
     def fetch(self, ids: Tensor) -> Fetch | None:
         """The rows of a pass over ids [B, S]; None where each layer looks them up in its table."""
         return None if self.source is None else self.source.fetch(ids)
+
+    def ready(self, ids: Tensor, fetch: Fetch | None) -> dict[int, Callable[..., Any]]:
+        """What modulators do in a pass over ids [B, S], all but its states put together.
+
+        Args:
+            ids: on the host.
+            fetch: what `fetch` gave for them.
+
+        Returns:
+            {layer: what `forward` gives, of its states alone}, where kernels can read the rows.
+        """
+        if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
+            return {}
+        found = {}
+        for name, module in self.layers.items():
+            rows = _at_hand(module, ids, fetch, int(name)) if _is_bare(module) else None
+            if rows is not None and (ready := module.ready(rows)) is not None:  # pyright: ignore
+                found[int(name)] = ready
+        return found
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.numel() == 0:

@@ -90,6 +90,10 @@ class Shelf:
         if layer == self._last:
             self.check(wanted)
 
+    def checks_with(self, wanted: Wanted, layer: int) -> bool:
+        """Whether reading this layer checks what came from the file."""
+        return self.disk is not None and wanted.files > 0 and layer == self._last
+
     def check(self, wanted: Wanted) -> None:
         """Look whether the records that are read from the file are as they were written.
 

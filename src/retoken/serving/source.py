@@ -75,6 +75,12 @@ class PlacedFetch:
             self.source.shelf.read(self._wanted, layer)  # pyright: ignore
         return PlacedLayer(self, layer)
 
+    def at_hand(self, layer: int) -> PlacedLayer | None:
+        """The rows of a layer; None where it has to wait for them, or checks records."""
+        if self._wanted is None or self.source.shelf.checks_with(self._wanted, layer):  # pyright: ignore
+            return None
+        return self.arrived(layer)
+
     def check(self) -> None:
         """Check what comes from the file now: a layer on its own may be the only one that reads."""
         if self._wanted is not None:

@@ -4,7 +4,7 @@ Row e of position t starts at base + slots[t] * stride + e * row_bytes, its floa
 one, at base + slots[t] * stride + scales + 4 * e. Arithmetic is float32. Kernels start no threads.
 """
 
-# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
 import math
@@ -72,14 +72,23 @@ def _factor(squares, gain, eps):
 
 
 @compiled
-def gate(
-    base, slots, stride, limit, kind, scales, width,
-    increment, x_kind, out, scale, s_kind, gain, eps, start, stop,
-):  # fmt: skip
+def _of_block(block):
+    """Rows (base, slots, stride, limit, type, scales, bytes a row, width), scale and its type, gain, eps."""
+    i = read_index
+    return (
+        i(block), i(block + 8), i(block + 16), i(block + 24), i(block + 32), i(block + 40),
+        i(block + 48), i(block + 56), i(block + 64), i(block + 72),
+        read_number(block + 80), read_number(block + 84),
+    )  # fmt: skip
+
+
+@compiled
+def gate(block, increment, x_kind, out, start, stop):
     """`ops.gate` of rows [T, D] for increments [T, D] (Eq. 1-2); no scale (0): rows hold P - 1 (Eq. 8).
 
     While a row is worked on, the next one is on its way. Returns the first position without a row, or -1.
     """
+    base, slots, stride, limit, kind, scales, _, width, scale, s_kind, gain, eps = _of_block(block)
     full, size = width // LANES * LANES, width * _size(x_kind)
     for t in range(start, stop):
         slot = read_index(slots + 8 * t)
@@ -122,15 +131,13 @@ def _gate(kind, row, own, factor, x_kind, x, y, scale, s_kind, c, n):
 
 
 @compiled
-def mix(
-    base, slots, stride, limit, kind, scales, row_bytes, width, chosen, weights, top_k,
-    increment, x_kind, out, scale, s_kind, gain, eps, mixed, start, stop,
-):  # fmt: skip
+def mix(block, chosen, weights, top_k, increment, x_kind, out, mixed, start, stop):
     """Increments [T, D] plus `ops.residual` of `ops.mix_rows` (Eq. 4-6).
 
     No scale (0): the mixture itself is added. `mixed` is room for one mixture, [D] float32. While a row is
     worked on, the next position's is on its way. Returns the first position without rows, or -1.
     """
+    base, slots, stride, limit, kind, scales, row_bytes, width, scale, s_kind, gain, eps = _of_block(block)
     full, size = width // LANES * LANES, width * _size(x_kind)
     for t in range(start, stop):
         slot, later = read_index(slots + 8 * t), min(t + 1, stop - 1)
@@ -231,8 +238,13 @@ def _add(mixed, factor, x_kind, x, y, scale, s_kind, c, n):
 
 
 @compiled
-def route(hidden, h_kind, router, r_kind, width, experts, top_k, logits, chosen, weights, start, stop):
-    """`ops.route` of hidden states [T, D] (Eq. 3); of equal logits the lower number is chosen."""
+def route(block, hidden, h_kind, logits, chosen, weights, start, stop):
+    """`ops.route` of hidden states [T, D] (Eq. 3); of equal logits the lower number is chosen.
+
+    The block: router, its type, width, how many experts, top_k.
+    """
+    router, r_kind, width = read_index(block), read_index(block + 8), read_index(block + 16)
+    experts, top_k = read_index(block + 24), read_index(block + 32)
     full = width // LANES * LANES
     for t in range(start, stop):
         h, own = hidden + t * width * _size(h_kind), logits + 4 * t * experts
