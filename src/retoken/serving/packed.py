@@ -18,12 +18,15 @@ from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
 from retoken.errors import CheckpointError
 from retoken.ops.fused import kernel
+from retoken.ops.row_update.threads import divide
 from retoken.serving.layout import CHECK_SEED, RecordLayout
 from retoken.serving.reader import FolderReader, RowReader, layout_of
 
 FORMAT = "retoken.rows"
 FORMAT_VERSION = 1
 BLOCK_BYTES = 8 << 20
+CHECK_BYTES = 4 << 20
+"""Of records that are worth a thread's start when they are checked."""
 RESIDENT_BYTES = 256 << 20
 SAMPLED = 64
 _FAULT_AROUND = 64 << 10
@@ -171,11 +174,19 @@ class PackedFile:
             CheckpointError: one is not.
         """
         where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)
-        wrong = kernel.first_changed(*where, 0, len(ids))
-        if wrong >= 0:
-            raise CheckpointError(
-                f"{self.path}: the record of token {int(ids[wrong])} was changed after it was written"
-            )
+
+        def some(start: int, stop: int) -> None:
+            wrong = kernel.first_changed(*where, start, stop)
+            if wrong >= 0:
+                raise CheckpointError(
+                    f"{self.path}: the record of token {int(ids[wrong])} was changed after it was written"
+                )
+
+        least = -(-CHECK_BYTES // self.layout.record_bytes)
+        if len(ids) < 2 * least:
+            some(0, len(ids))
+        else:
+            divide([(len(ids), least, some)], torch.get_num_threads())
 
     def count(self, records: int, layers: int) -> None:
         """Some layers' rows of so many records have been read; drop this process's pages beyond the bound."""
