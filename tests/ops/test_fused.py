@@ -162,3 +162,8 @@ def test_states_that_are_not_contiguous_are_read_right():
     near, s = fused.near_table(_draw(V, 33, seed=1), _ids(5)), _draw(33, seed=2)
     wanted = ops.gate(m, _draw(V, 33, seed=1)[_ids(5)], s, 1.0, EPS)
     assert_close("gate", wanted, fused.Gate(near, s, 1.0, EPS)(m))
+
+
+def test_states_of_another_width_than_the_router_are_refused():
+    with pytest.raises(ValueError, match="states of 65 numbers; accepted by this router: 64"):
+        fused.Route(torch.ones(2, 64), 1)(torch.ones(3, 65))
