@@ -31,6 +31,7 @@ VERBS = {
     "plan": Verb("retoken.cli.plan", "Plan", "memory, bytes and time of a run on any number of ranks"),
     "eval": Verb("retoken.cli.eval", "Eval", "held-out loss and bits per byte of a checkpoint"),
     "generate": Verb("retoken.cli.generate", "Generate", "text from a checkpoint"),
+    "serve": Verb("retoken.cli.serve", "Serve", "an OpenAI-compatible server of a checkpoint, on vLLM"),
     "export": Verb("retoken.cli.export", "Export", "a checkpoint -> a model folder, or packed rows"),
     "bench": Verb("retoken.cli.bench", "Bench", "side-by-side timings, ratios first"),
 }

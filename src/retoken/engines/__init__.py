@@ -1,0 +1,1 @@
+"""Serving engines that attached models run in. Importing this imports none of them."""

@@ -1,0 +1,90 @@
+"""`retoken serve` up to where the engine takes over: what it would run, and what it refuses before."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+import retoken
+from retoken.cli.main import main
+from retoken.testing import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("served") / "tiny"
+    retoken.attach(tiny_model("llama"), retoken.ReTokenConfig()).save_pretrained(path)
+    return path
+
+
+def _dry(capsys, *words):
+    assert main(["serve", *map(str, words), "--dry-run"]) == 0
+    return shlex.split(capsys.readouterr().out)
+
+
+def _after(line, option):
+    return line[line.index(option) + 1]
+
+
+def _refused(capsys, *words):
+    assert main(["serve", *map(str, words)]) == 2
+    return capsys.readouterr().err
+
+
+def test_on_loopback_with_vllms_own_defaults(capsys, folder):
+    line = _dry(capsys, folder)
+    assert (_after(line, "--host"), _after(line, "--port")) == ("127.0.0.1", "8000")
+    assert (_after(line, "--model"), _after(line, "--served-model-name")) == (str(folder), "tiny")
+    assert not {"--additional-config", "--enforce-eager", "--max-model-len"} & set(line)
+
+
+def test_placement_and_options_reach_the_engine(capsys, folder, tmp_path):
+    rows = tmp_path / "rows.safetensors"
+    words = ("--tables", "disk", "--rows-path", rows, "--eager", "--max-model-len", 64)
+    line = _dry(capsys, folder, *words, "--engine", "max-num-batched-tokens=128", "disable-log-stats")
+    assert json.loads(_after(line, "--additional-config")) == {
+        "retoken": {"tables": "disk", "path": str(rows)}
+    }
+    assert (_after(line, "--max-model-len"), _after(line, "--max-num-batched-tokens")) == ("64", "128")
+    assert {"--enforce-eager", "--disable-log-stats"} <= set(line)
+
+
+def test_the_key_is_not_on_the_command_line(folder, monkeypatch):
+    from retoken.cli.serve import Serve
+
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    server = Serve(checkpoint=folder, api_key="secret").server()
+    assert "secret" not in " ".join(server.command())
+    assert server.environment()["VLLM_API_KEY"] == "secret"
+    assert "VLLM_API_KEY" not in Serve(checkpoint=folder).server().environment()
+
+
+def test_what_is_refused_before_anything_starts(capsys, folder, tmp_path):
+    assert 'path is None; accepted with tables="disk"' in _refused(capsys, folder, "--tables", "disk")
+    assert "no model there; accepted: a folder" in _refused(capsys, tmp_path)
+    assert "--port is 0; accepted: 1 to 65535" in _refused(capsys, folder, "--port", 0)
+    assert "--engine sets port" in _refused(capsys, folder, "--engine", "port=1")
+    assert "without dashes" in _refused(capsys, folder, "--engine=--port=1")
+    assert "--kv-cache-gib is 0" in _refused(capsys, folder, "--kv-cache-gib", 0)
+
+
+def test_a_plain_model_has_nothing_to_place(capsys, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "plain")
+    assert "no token-indexed parameters" in _refused(capsys, tmp_path / "plain", "--tables", "host")
+    assert "--additional-config" not in _dry(capsys, tmp_path / "plain")
+
+
+def test_packed_rows_are_opened_first(capsys, folder, tmp_path):
+    out = tmp_path / "packed"
+    assert main(["export", str(folder), "--out", str(out), "--rows", "int8"]) == 0
+    capsys.readouterr()
+    assert "--model" in _dry(capsys, out)
+    whole = Path(out / "rows.safetensors").read_bytes()
+    (out / "rows.safetensors").write_bytes(whole[:-64])
+    assert "rows.safetensors" in _refused(capsys, out)
+
+
+def test_without_the_engine_it_says_what_is_needed(capsys, folder, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "vLLM is not installed beside retoken" in _refused(capsys, folder)
