@@ -1,5 +1,6 @@
 """`retoken eval` and `retoken generate`: what they print, and that a seed decides what is written."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -81,3 +82,29 @@ def test_a_name_that_is_not_on_the_hub_is_one_line(cli: Cli, monkeypatch: pytest
     code, out, err = cli("generate", "hf:nobody/no-such-model")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1 and "nobody/no-such-model" in err
+
+
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def test_a_chat_goes_on_with_lines_of_input(
+    cli: Cli, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_run("mort") / "model", model)
+    asked = ("generate", model, "--chat", "--prompt", "a cat", "--max-new-tokens", 4, "--temperature", 0)
+    code, _, err = cli(*asked)
+    assert code == 2 and "--chat needs a chat template" in err
+    (model / "chat_template.jinja").write_text(CHAT)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a house\n\n"))
+    code, out, err = cli(*asked, "--json")
+    assert (code, err) == (0, "")
+    turns = json.loads(out)["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+    assert [turns[0]["content"], turns[2]["content"]] == ["a cat", "a house"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, out, err = cli(*asked)
+    assert (code, err) == (0, "") and out.strip() == turns[1]["content"].strip()

@@ -28,6 +28,8 @@ class Generate:
     """A run folder, a checkpoint in it, a folder written by save_pretrained, or hf:NAME."""
     prompt: str = ""
     """What the text starts with; empty: from the start of a document."""
+    chat: bool = False
+    """Talk: the prompt is your first turn, each line of standard input the next."""
     max_new_tokens: int = 0
     """Tokens to generate at most; 0: 100, or as many as the model has positions for."""
     temperature: float = 0.8
@@ -52,7 +54,7 @@ class Generate:
     def run(self) -> int:
         """Generate and print; returns the exit code."""
         self._check()
-        from transformers import TextStreamer, set_seed
+        from transformers import set_seed
 
         from retoken.eval import open_checkpoint
         from retoken.train.world import open_world
@@ -65,28 +67,39 @@ class Generate:
                 verify=self.verify,
                 device=world.device,
             )
-            tokenizer: Any = loaded.need_tokenizer()
-            model: Any = loaded.model.to(world.device)  # pyright: ignore
-            ids = self._prompt_ids(tokenizer).to(world.device)
+            loaded.model.to(world.device)  # pyright: ignore
             set_seed(self.seed)
-            streamer = None if self.json else TextStreamer(tokenizer, skip_prompt=not self.prompt)
-            out = model.generate(ids, streamer=streamer, **self._options(loaded, ids.shape[1]))
+            told = self._talk(loaded) if self.chat else self._write(loaded)
         if self.json:
-            new = out[0, ids.shape[1] :]
-            text = tokenizer.decode(new, skip_special_tokens=True)
-            counts = {"prompt_tokens": ids.shape[1], "new_tokens": len(new)}
-            print(
-                as_json(
-                    {
-                        "checkpoint": loaded.name,
-                        "prompt": self.prompt,
-                        "text": text,
-                        "seed": self.seed,
-                        **counts,
-                    }
-                )
-            )
+            print(as_json({"checkpoint": loaded.name, **told, "seed": self.seed}))
         return 0
+
+    def _write(self, loaded: Loaded) -> dict[str, Any]:
+        tokenizer: Any = loaded.need_tokenizer()
+        ids = self._prompt_ids(tokenizer)
+        new = self._continue(loaded, ids, skip_prompt=not self.prompt)
+        text = tokenizer.decode(new, skip_special_tokens=True)
+        counts = {"prompt_tokens": ids.shape[1], "new_tokens": len(new)}
+        return {"prompt": self.prompt, "text": text, **counts}
+
+    def _talk(self, loaded: Loaded) -> dict[str, Any]:
+        from retoken.cli.chat import talk
+
+        def answer(ids: Tensor) -> Tensor:
+            return self._continue(loaded, ids, skip_prompt=True)
+
+        return {"messages": talk(loaded.need_tokenizer(), self.prompt, answer)}
+
+    def _continue(self, loaded: Loaded, ids: Tensor, skip_prompt: bool) -> Tensor:
+        """New ids [N] after ids [1, T], printed as they come unless a report is wanted."""
+        from transformers import TextStreamer
+
+        tokenizer, model = loaded.need_tokenizer(), loaded.model
+        skip: dict[str, Any] = {"skip_prompt": skip_prompt, "skip_special_tokens": self.chat}
+        streamer = None if self.json else TextStreamer(tokenizer, **skip)  # pyright: ignore
+        options = self._options(loaded, ids.shape[1])
+        out: Any = model.generate(ids.to(model.device), streamer=streamer, **options)  # pyright: ignore
+        return out[0, ids.shape[1] :]
 
     def _prompt_ids(self, tokenizer: Any) -> Tensor:
         """[1, T] ids, at least one: an empty prompt becomes the token that starts a text."""
