@@ -80,7 +80,7 @@ def gate(near: Near, increment: Tensor, scale: Tensor | None, gain: float, eps: 
         scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
         gain, eps: of Norm, see `ops.normalize`.
     """
-    kernel = _kernels()
+    kernel = kernels()
     increment = increment.contiguous()
     _check(near, increment)
     out, width = torch.empty_like(increment), increment.shape[-1]
@@ -105,7 +105,7 @@ def mix_into(
         scale: [D]; None: the mixture is added as it is (folded with K = 1).
         gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
     """
-    kernel = _kernels()
+    kernel = kernels()
     increment = increment.contiguous()
     _check(near, increment)
     out, width = torch.empty_like(increment), increment.shape[-1]
@@ -136,7 +136,7 @@ def mix_into(
 
 def route(hidden: Tensor, router: Tensor, top_k: int) -> Routing:
     """`ops.route`: hidden [..., D], router [E, D]; logits in float32, added up in another order."""
-    kernel = _kernels()
+    kernel = kernels()
     hidden, router = hidden.contiguous(), router.contiguous()
     before, width, experts = hidden.shape[:-1], hidden.shape[-1], router.shape[0]
     logits = torch.empty((*before, experts), dtype=torch.float32)
@@ -161,7 +161,7 @@ def _check(near: Near, increment: Tensor) -> None:
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> Any:
     """Compiled when first used: importing numba takes a second."""
     from retoken.ops.fused import kernel
 

@@ -1,0 +1,1 @@
+"""Serving engines: what lets each of them serve an attached model."""
