@@ -55,8 +55,10 @@ class ServedModel:
         """A pass. What is attached to it is not compiled: it begins before vLLM's compiled part."""
         vllm_config, _, modules = self.retoken_serving
         ids = kwargs.get("input_ids", args[0] if args else None)
-        begin(self.retoken, modules, vllm_config.model_config.hf_config.vocab_size, ids)
-        return super().__call__(*args, **kwargs)  # pyright: ignore
+        started = begin(self.retoken, modules, vllm_config.model_config.hf_config.vocab_size, ids)
+        output = super().__call__(*args, **kwargs)  # pyright: ignore
+        started.finish()
+        return output
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load the backbone and the modulators, and place rows; a later call may bring a part only.

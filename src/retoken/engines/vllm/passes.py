@@ -31,10 +31,13 @@ class Pass:
         self.ids = ids.reshape(-1).to(torch.int64).clamp(0, rows - 1)
         self.fetch = stack.fetch(self.ids)
         self.landings: dict[int, Landing] = {}
+        self.seen = 0
+        """How many layers have had their rows."""
 
     def gate(self, increment: Tensor, layer: int) -> Tensor:
         """The gated increment [..., D] (Eq. 2)."""
         flat = self._flat(increment)
+        self.seen += 1
         return self.modules[layer](flat, self.ids, self._fetched(layer)).view(increment.shape)
 
     def route(self, hidden: Tensor, layer: int) -> None:
@@ -43,7 +46,20 @@ class Pass:
 
     def add(self, increment: Tensor, layer: int) -> Tensor:
         """The increment [..., D] and the residual of `layer` (Eq. 6)."""
+        self.seen += 1
         return self.landings.pop(layer).add_to(self._flat(increment)).view(increment.shape)
+
+    def finish(self) -> None:
+        """Look whether every modulator has been asked: one that was left out would not show otherwise.
+
+        Raises:
+            AttachError: one has not.
+        """
+        if self.seen != len(self.modules):
+            raise AttachError(
+                f"{self.seen} of {len(self.modules)} modulated layers had their rows in this pass; this version "
+                "of vLLM runs its layers in a way that is not known here"
+            )
 
     def _fetched(self, layer: int) -> Any:
         return None if self.fetch is None else self.fetch.arrived(layer)
@@ -58,7 +74,7 @@ class Pass:
         return flat
 
 
-def begin(stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: Any) -> None:
+def begin(stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: Any) -> Pass:
     """A pass over token ids [T] starts.
 
     Raises:
@@ -69,7 +85,8 @@ def begin(stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: 
             "token-indexed parameters need token ids, and this pass has embeddings only; accepted: prompts "
             "of text or of token ids"
         )
-    get_forward_context().additional_kwargs[_NAME] = Pass(stack, modules, rows, ids)
+    started = get_forward_context().additional_kwargs[_NAME] = Pass(stack, modules, rows, ids)
+    return started
 
 
 def current() -> Pass:

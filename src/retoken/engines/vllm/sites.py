@@ -24,7 +24,20 @@ _ALIASES = {"mlp": "block_sparse_moe"}
 _OPS: Any = torch.ops.retoken
 
 
-class Site:
+class Inner:
+    """What a module does itself: its class's forward, or one that was put on the instance, as vLLM's
+    Transformers backend does where it fuses projections."""
+
+    retoken_inner: Any = None
+
+    def inner(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own pass."""
+        if self.retoken_inner is not None:
+            return self.retoken_inner(*args, **kwargs)
+        return super().forward(*args, **kwargs)  # pyright: ignore
+
+
+class Site(Inner):
     """Mixed in before a module's own class: its input may be routed, its output gated or added to."""
 
     retoken_routes: Tensor | None = None
@@ -35,11 +48,11 @@ class Site:
     """The layer whose residual lands on its output."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own pass."""
+        """The module's own pass, with its rows."""
         if self.retoken_routes is not None:
             carried = _OPS.route(args[0], args[0], self.retoken_routes)
             args = (carried, *args[1:])
-        output = super().forward(*args, **kwargs)  # pyright: ignore
+        output = self.inner(*args, **kwargs)
         first = output[0] if isinstance(output, tuple) else output
         if self.retoken_gates is not None:
             first = _OPS.gate(first, self.retoken_gates)
@@ -48,7 +61,7 @@ class Site:
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
 
-class BlockSite:
+class BlockSite(Inner):
     """Mixed in before a decoder layer's class: MoRT chooses from the block's input, before its attention."""
 
     retoken_routes: Tensor
@@ -58,14 +71,14 @@ class BlockSite:
     """Where they have what is still to be added to them; -1: nowhere."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's own pass."""
+        """The layer's own pass, after the choice."""
         hidden = args[self.retoken_hidden]
         residual = args[self.retoken_residual] if self.retoken_residual >= 0 else None
         whole = hidden if residual is None else hidden + residual
         read = block_input_norm(whole)
         carried = _OPS.route(hidden, read, self.retoken_routes)
         args = (*args[: self.retoken_hidden], carried, *args[self.retoken_hidden + 1 :])
-        return super().forward(*args, **kwargs)  # pyright: ignore
+        return self.inner(*args, **kwargs)
 
 
 @functools.cache
@@ -75,7 +88,9 @@ def _subclass(mixin: type, module_class: type[nn.Module]) -> type[nn.Module]:
 
 def _become(mixin: type, module: nn.Module) -> Any:
     if not isinstance(module, mixin):
+        own = vars(module).pop("forward", None)
         module.__class__ = _subclass(mixin, type(module))
+        module.retoken_inner = own
     return module
 
 
