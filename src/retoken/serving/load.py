@@ -17,7 +17,7 @@ from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.checkpoint.files import atomic_file, read_json, writing
 from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.serving.packed import PackedFile
-from retoken.serving.place import Asked, Seat, house, place, serve
+from retoken.serving.place import Asked, Placement, Seat, house, place, serve
 from retoken.serving.reader import FolderReader
 from retoken.serving.shelf import Prefetch
 
@@ -70,8 +70,10 @@ def load(
     ways: dict[str, Any] = {"counts": counts, "verify": verify, "prefetch": prefetch}
     asked = Asked.of(tables, budget, path=path, rows=rows, **ways)
     if ROWS_FILE in written:
-        packed = _packed_rows(folder, written, asked)
-        return _serve(_at(device, build_without_tables(folder, **from_pretrained_options)), packed, asked)
+        packed = packed_rows(folder, written, asked)
+        model = _at(device, build_without_tables(folder, **from_pretrained_options))
+        serve_packed(model, seat_of(model), packed, asked)
+        return model
     if asked.as_they_are:
         model = _at(device, AutoModelForCausalLM.from_pretrained(folder, **from_pretrained_options))
         place(model, "device", budget=budget)
@@ -162,7 +164,7 @@ def serve_rows_file(model: PreTrainedModel, name: Any, options: dict[str, Any]) 
         hub: dict[str, Any] = {key: options[key] for key in _OF_THE_HUB if key in options}
         file = Path(cached_file(name, file.name, **hub))  # pyright: ignore
     asked = Asked.of("disk", None, path=file, rows=None, counts=None, verify=False)
-    _serve(model, _open_rows(file, written), asked)
+    serve_packed(model, seat_of(model), _open_rows(file, written), asked)
 
 
 def rows_file_of(written: dict[str, Any], folder: Any) -> Path:
@@ -189,8 +191,13 @@ def _field_of(folder: Path) -> dict[str, Any]:
     return written
 
 
-def _packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFile:
-    """The packed file a folder's rows are to be read from: its own, or a copy of it at `path`."""
+def packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFile:
+    """The packed file a folder's rows are to be read from: its own, or a copy of it at `path`.
+
+    Raises:
+        CheckpointError: it is missing, truncated, foreign, changed, or of another model.
+        ConfigError: rows of another type, or a check against tables that the folder has not.
+    """
     if asked.verify is True:
         raise ConfigError(
             f"verify is True; accepted for {folder}, whose rows are packed: a folder with tables"
@@ -218,10 +225,25 @@ def _open_rows(file: Path, written: dict[str, Any]) -> PackedFile:
     return packed
 
 
-def _serve(model: PreTrainedModel, packed: PackedFile, asked: Asked) -> PreTrainedModel:
+def serve_packed(model: Any, seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
+    """Let a model without tables read its rows out of a packed file.
+
+    Args:
+        model: the model, for its config and its modulators.
+        seat: where it computes.
+        packed: the file.
+        asked: where rows are asked to be.
+
+    Returns:
+        What lives where.
+
+    Raises:
+        CheckpointError: the file is of another model.
+        ConfigError: rows do not fit, with the numbers.
+        DataError: counts that are none.
+    """
     layout = packed.layout
     per_token = () if layout.rows_per_token is None else (layout.rows_per_token,)
     shape = (layout.vocab_size, *per_token, layout.width)
     check_shapes(model, dict.fromkeys(layout.layers, shape), layout.folded, packed.path)
-    serve(seat_of(model), packed, asked)
-    return model
+    return serve(seat, packed, asked)

@@ -17,7 +17,7 @@ from torch import Tensor
 from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
 from retoken.errors import CheckpointError
-from retoken.ops.fused import kernel
+from retoken.ops import fused
 from retoken.ops.row_update.threads import divide
 from retoken.serving.layout import CHECK_SEED, RecordLayout
 from retoken.serving.reader import FolderReader, RowReader, layout_of
@@ -44,9 +44,14 @@ def blocks(reader: RowReader, layout: RecordLayout) -> Iterator[tuple[int, Tenso
 
 
 def sampled(layout: RecordLayout) -> Tensor:
-    """The tokens whose records a fingerprint looks at: up to 64, spread over the vocabulary."""
-    count = min(SAMPLED, layout.vocab_size)
-    return torch.linspace(0, layout.vocab_size - 1, count, dtype=torch.float64).long().unique()
+    """The tokens whose records a fingerprint looks at."""
+    return sampled_ids(layout.vocab_size)
+
+
+def sampled_ids(vocab_size: int) -> Tensor:
+    """Up to 64 tokens, spread over the vocabulary."""
+    count = min(SAMPLED, vocab_size)
+    return torch.linspace(0, vocab_size - 1, count, dtype=torch.float64).long().unique()
 
 
 def fingerprint(layout: RecordLayout, gather: Gather) -> str:
@@ -165,7 +170,7 @@ class PackedFile:
     def ask(self, ids: Tensor) -> None:
         """Have the records of ids [R], contiguous, read; nobody waits."""
         where = (self.address, ids.data_ptr(), self.layout.record_bytes)
-        kernel.ask(*where, mmap.PAGESIZE, 0, len(ids))
+        fused.kernels().ask(*where, mmap.PAGESIZE, 0, len(ids))
 
     def check(self, ids: Tensor) -> None:
         """Look whether the records of ids [R], contiguous, are as they were written.
@@ -176,7 +181,7 @@ class PackedFile:
         where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)
 
         def some(start: int, stop: int) -> None:
-            wrong = kernel.first_changed(*where, start, stop)
+            wrong = fused.kernels().first_changed(*where, start, stop)
             if wrong >= 0:
                 raise CheckpointError(
                     f"{self.path}: the record of token {int(ids[wrong])} was changed after it was written"

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from retoken.ops.fused import KINDS, Near, kernel
+from retoken.ops.fused import KINDS, Near, kernels
 from retoken.ops.quantize import STORED
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import PackedFile
@@ -121,7 +121,7 @@ class _AskChosen:
         near = self.near
         where = (near.base, near.slots.data_ptr(), near.stride, near.row_bytes)
         size = (chosen.data_ptr(), chosen.shape[-1], mmap.PAGESIZE)
-        kernel.ask_chosen(*where, *size, 0, near.slots.numel())
+        kernels().ask_chosen(*where, *size, 0, near.slots.numel())
 
 
 def _address(tier: Tier) -> int:

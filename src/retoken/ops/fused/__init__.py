@@ -4,6 +4,6 @@
 """
 
 from retoken.ops.fused.near import KINDS, SIZES, Near, near_table, serves
-from retoken.ops.fused.ready import Gate, Mix, Route
+from retoken.ops.fused.ready import Gate, Mix, Route, kernels
 
-__all__ = ["KINDS", "SIZES", "Gate", "Mix", "Near", "Route", "near_table", "serves"]
+__all__ = ["KINDS", "SIZES", "Gate", "Mix", "Near", "Route", "kernels", "near_table", "serves"]

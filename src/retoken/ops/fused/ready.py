@@ -36,7 +36,7 @@ class Gate:
             scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
             gain, eps: of Norm, see `ops.normalize`.
         """
-        self.near, self._keep, self._kernel = near, scale, _kernels().gate
+        self.near, self._keep, self._kernel = near, scale, kernels().gate
         self.width = near.row_bytes // SIZES[near.kind]
         self._numbers = near.slots.numel() * self.width
         self._block = _block(near, self.width, scale, gain, eps)
@@ -71,7 +71,7 @@ class Mix:
             scale: [D]; None: the mixture is added as it is (folded with K = 1).
             gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
         """
-        self.near, self._keep, self._kernel = near, scale, _kernels().mix
+        self.near, self._keep, self._kernel = near, scale, kernels().mix
         self.width = near.row_bytes // SIZES[near.kind]
         self._numbers = near.slots.numel() * self.width
         self._block = _block(near, self.width, scale, gain, eps)
@@ -113,7 +113,7 @@ class Route:
             top_k: K.
         """
         self._keep = router = router.contiguous()
-        self._kernel, self._top_k = _kernels().route, top_k
+        self._kernel, self._top_k = kernels().route, top_k
         self.experts, self.width = router.shape
         self._block = array("q", (router.data_ptr(), KINDS[router.dtype], self.width, self.experts, top_k))
         self._address = self._block.buffer_info()[0]
@@ -166,7 +166,7 @@ def _other_shape(near: Near, increment: Tensor) -> ValueError:
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels() -> Any:
     """Compiled when first used: importing numba takes a second."""
     from retoken.ops.fused import kernel
 

@@ -1,0 +1,101 @@
+"""One pass of the engine's model: its token ids, its rows, and what its layers leave for later ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.forward_context import get_forward_context
+
+from retoken.errors import AttachError
+from retoken.nn import Landing, ModulatorStack
+
+_NAME = "retoken"
+
+
+class Pass:
+    """What the layers of one pass share. It lives as long as vLLM's forward context."""
+
+    def __init__(self, stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: Tensor) -> None:
+        """Asks for the rows of all layers at once.
+
+        Args:
+            stack: all modulators.
+            modules: {layer: its modulator}.
+            rows: how many ids have rows.
+            ids: [T] token ids. The engine pads a pass with whatever ids are left from an earlier one and
+                drops what comes out there: such an id must not lead out of a table.
+        """
+        self.modules = modules
+        self.ids = ids.reshape(-1).to(torch.int64).clamp(0, rows - 1)
+        self.fetch = stack.fetch(self.ids)
+        self.landings: dict[int, Landing] = {}
+        self.seen = 0
+        """How many layers have had their rows."""
+
+    def gate(self, increment: Tensor, layer: int) -> Tensor:
+        """The gated increment [..., D] (Eq. 2)."""
+        flat = self._flat(increment)
+        self.seen += 1
+        return self.modules[layer](flat, self.ids, self._fetched(layer)).view(increment.shape)
+
+    def route(self, hidden: Tensor, layer: int) -> None:
+        """Choose for hidden states [..., D], and keep the residual for where it lands (Eq. 3)."""
+        self.landings[layer], _ = self.modules[layer](self._flat(hidden), self.ids, self._fetched(layer))
+
+    def add(self, increment: Tensor, layer: int) -> Tensor:
+        """The increment [..., D] and the residual of `layer` (Eq. 6)."""
+        self.seen += 1
+        return self.landings.pop(layer).add_to(self._flat(increment)).view(increment.shape)
+
+    def finish(self) -> None:
+        """Look whether every modulator has been asked: one that was left out would not show otherwise.
+
+        Raises:
+            AttachError: one has not.
+        """
+        if self.seen != len(self.modules):
+            raise AttachError(
+                f"{self.seen} of {len(self.modules)} modulated layers had their rows in this pass; this version "
+                "of vLLM runs its layers in a way that is not known here"
+            )
+
+    def _fetched(self, layer: int) -> Any:
+        return None if self.fetch is None else self.fetch.arrived(layer)
+
+    def _flat(self, states: Tensor) -> Tensor:
+        flat = states.reshape(-1, states.shape[-1])
+        if len(flat) != len(self.ids):
+            raise AttachError(
+                f"states of {len(flat)} positions in a pass over {len(self.ids)} token ids; accepted: one id a "
+                "position (no sequence parallelism within layers)"
+            )
+        return flat
+
+
+def begin(stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: Any) -> Pass:
+    """A pass over token ids [T] starts.
+
+    Raises:
+        AttachError: there are none: the engine was given embeddings.
+    """
+    if ids is None:
+        raise AttachError(
+            "token-indexed parameters need token ids, and this pass has embeddings only; accepted: prompts "
+            "of text or of token ids"
+        )
+    started = get_forward_context().additional_kwargs[_NAME] = Pass(stack, modules, rows, ids)
+    return started
+
+
+def current() -> Pass:
+    """The pass under way.
+
+    Raises:
+        AttachError: a layer runs outside of its model.
+    """
+    found = get_forward_context().additional_kwargs.get(_NAME)
+    if found is None:
+        raise AttachError("a modulated layer has no token ids: it was called without its model")
+    return found

@@ -1,0 +1,95 @@
+"""A checkpoint's tensors on their way into a served model: those of the modulators are taken out here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retoken.errors import CheckpointError
+from retoken.serving.packed import FORMAT, sampled_ids
+from retoken.serving.reader import TABLE
+
+PREFIX = "retoken."
+
+
+def checkpoint_name(parameter: str) -> str:
+    """The key of a parameter of the stack: tables and routers are modules here, single tensors on disk."""
+    return parameter.removesuffix(".weight")
+
+
+class Incoming:
+    """Takes the modulators' tensors out of a stream, and says afterwards what was missing."""
+
+    def __init__(self, stack: nn.Module, placed: bool) -> None:
+        """Args: stack: the modulators; placed: whether rows lie elsewhere, and are not to be loaded."""
+        self.parameters = {f"{PREFIX}{name}": p for name, p in stack.named_parameters()}
+        self.wanted = {checkpoint_name(name): name for name in self.parameters}
+        self.placed = placed
+        self.loaded: set[str] = set()
+        self.packed = False
+        """Whether a packed file went by."""
+        self.samples: dict[int, Tensor] = {}
+        """{layer: some rows of it} of tables that went by and are served from elsewhere."""
+
+    def rest(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The backbone's tensors of a stream; the others are loaded as they pass."""
+        for name, tensor in weights:
+            if name.startswith(PREFIX):
+                self._take(name, tensor)
+            else:
+                yield name, tensor
+
+    def _take(self, name: str, tensor: Tensor) -> None:
+        if name == FORMAT:  # the packed file lies beside the model's, and is served from there
+            self.packed = True
+            return
+        if self.placed and TABLE.fullmatch(name):
+            self.samples[int(name.split(".")[2])] = tensor[sampled_ids(len(tensor))].clone()
+            return
+        if name not in self.wanted and name not in self.parameters:
+            raise CheckpointError(f"{name} is in the checkpoint, but config.json attaches no such tensor")
+        own = self.wanted.get(name, name)
+        parameter = self.parameters[own]
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"{name} is {list(tensor.shape)} in the checkpoint, {list(parameter.shape)} by config.json"
+            )
+        _fill(parameter, tensor)
+        self.loaded.add(own)
+
+    def refuse_gaps(self) -> None:
+        """Raise where a tensor has not come.
+
+        Raises:
+            CheckpointError: which one, and how many.
+        """
+        missing = sorted(key for key, name in self.wanted.items() if name not in self.loaded)
+        if missing:
+            raise CheckpointError(
+                f"config.json promises token-indexed parameters, but {missing[0]} is not in the checkpoint "
+                f"({len(missing)} missing in all)"
+            )
+
+    def check_samples(self, reader: Any) -> None:
+        """Refuse tables that went by and are not those of the folder that rows are served from.
+
+        Raises:
+            CheckpointError: they are not: placed rows cannot be changed by sending them.
+        """
+        for layer, rows in self.samples.items():
+            ids = sampled_ids(reader.shape()[0])
+            if not torch.equal(reader.some(ids)[layer], rows.cpu()):
+                raise CheckpointError(
+                    f"retoken.layers.{layer}.table was sent, but its rows are placed and read from a folder; "
+                    "accepted: reload_weights with that folder, or resident tables"
+                )
+
+
+def _fill(parameter: Tensor, tensor: Tensor) -> None:
+    """As vLLM's own layers are filled: while it reloads in place, a parameter has a loader of its own."""
+    from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+    getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
