@@ -36,8 +36,8 @@ def register() -> None:
 def answer_searches() -> None:
     """Let vLLM look through a process that has loaded numba.
 
-    Its CPU worker asks every object of every module for its `__dict__`. llvmlite's handle of its library takes
-    that for the name of a C function, and the worker trips over the answer.
+    Its CPU worker asks every object of every module for its `__dict__`. llvmlite's handle of its library
+    takes that for the name of a C function, and the worker trips over the answer.
     """
     ffi = sys.modules.get("llvmlite.binding.ffi")
     if ffi is not None:

@@ -66,7 +66,7 @@ class ServedModel:
         Raises:
             CheckpointError: a modulator's tensor is missing or has another shape.
         """
-        vllm_config, plan, _ = self.retoken_serving
+        _, plan, _ = self.retoken_serving
         incoming = Incoming(self.retoken, plan.placed)
         loaded = super().load_weights(incoming.rest(weights))  # pyright: ignore
         if not self.retoken_whole:
@@ -112,7 +112,7 @@ def refuse_unserved(vllm_config: VllmConfig) -> None:
     """
     if vllm_config.model_config.enable_prompt_embeds:
         raise ConfigError(
-            "enable_prompt_embeds is True; accepted: False (embeddings do not tell which token they stand for)"
+            "enable_prompt_embeds is True; accepted: False (embeddings do not tell which token they are)"
         )
     stages = vllm_config.parallel_config.pipeline_parallel_size
     if stages > 1:

@@ -10,6 +10,7 @@ from vllm.forward_context import get_forward_context
 
 from retoken.errors import AttachError
 from retoken.nn import Landing, ModulatorStack
+from retoken.ops import fused
 
 _NAME = "retoken"
 
@@ -30,6 +31,7 @@ class Pass:
         self.modules = modules
         self.ids = ids.reshape(-1).to(torch.int64).clamp(0, rows - 1)
         self.fetch = stack.fetch(self.ids)
+        self.ready = stack.ready(self.ids, self.fetch)
         self.landings: dict[int, Landing] = {}
         self.seen = 0
         """How many layers have had their rows."""
@@ -38,11 +40,11 @@ class Pass:
         """The gated increment [..., D] (Eq. 2)."""
         flat = self._flat(increment)
         self.seen += 1
-        return self.modules[layer](flat, self.ids, self._fetched(layer)).view(increment.shape)
+        return self._modulate(flat, layer).view(increment.shape)
 
     def route(self, hidden: Tensor, layer: int) -> None:
         """Choose for hidden states [..., D], and keep the residual for where it lands (Eq. 3)."""
-        self.landings[layer], _ = self.modules[layer](self._flat(hidden), self.ids, self._fetched(layer))
+        self.landings[layer], _ = self._modulate(self._flat(hidden), layer)
 
     def add(self, increment: Tensor, layer: int) -> Tensor:
         """The increment [..., D] and the residual of `layer` (Eq. 6)."""
@@ -57,9 +59,16 @@ class Pass:
         """
         if self.seen != len(self.modules):
             raise AttachError(
-                f"{self.seen} of {len(self.modules)} modulated layers had their rows in this pass; this version "
-                "of vLLM runs its layers in a way that is not known here"
+                f"{self.seen} of {len(self.modules)} modulated layers had their rows in this pass; this "
+                "version of vLLM runs its layers in a way that is not known here"
             )
+
+    def _modulate(self, flat: Tensor, layer: int) -> Any:
+        """What the layer's modulator gives for states [T, D]."""
+        ready = self.ready.get(layer)
+        if ready is not None and fused.serves(flat):
+            return ready(flat)
+        return self.modules[layer](flat, self.ids, self._fetched(layer))
 
     def _fetched(self, layer: int) -> Any:
         return None if self.fetch is None else self.fetch.arrived(layer)
@@ -68,8 +77,8 @@ class Pass:
         flat = states.reshape(-1, states.shape[-1])
         if len(flat) != len(self.ids):
             raise AttachError(
-                f"states of {len(flat)} positions in a pass over {len(self.ids)} token ids; accepted: one id a "
-                "position (no sequence parallelism within layers)"
+                f"states of {len(flat)} positions in a pass over {len(self.ids)} token ids; accepted: one id "
+                "a position (no sequence parallelism within layers)"
             )
         return flat
 

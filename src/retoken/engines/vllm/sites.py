@@ -1,7 +1,8 @@
 """Where rows enter the residual stream of vLLM's model: modules that become a subclass of their own class.
 
-Not hooks: vLLM keeps compiled graphs on disk and finds what they read by attribute path, which a hook's number
-would change from one process to the next. Not new modules around the old ones: parameters keep their names.
+Not hooks: vLLM keeps compiled graphs on disk and finds what they read by attribute path, which a hook's
+number would change from one process to the next. Not new modules around the old ones: parameters keep their
+names.
 """
 
 from __future__ import annotations
