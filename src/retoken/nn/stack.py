@@ -42,12 +42,9 @@ def _is_bare(module: nn.Module) -> bool:
     return hasattr(type(module), "ready") and not hooked
 
 
-def _at_hand(module: nn.Module, ids: Tensor, fetch: Fetch | None, layer: int) -> Fetched | None:
-    """The rows that a layer will read, if they can be named before it runs."""
-    if isinstance(fetch, NearFetch):
-        return fetch.at_hand(layer)
-    table: Any = module.table
-    return table.rows_of(ids) if fetch is None and type(table) is TokenTable else None
+def _resident(table: Any, ids: Tensor) -> Fetched | None:
+    """The rows of ids in a table that is simply indexed."""
+    return table.rows_of(ids) if type(table) is TokenTable else None
 
 
 class ModulatorStack(nn.Module):
@@ -89,9 +86,14 @@ class ModulatorStack(nn.Module):
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
             return {}
+        placed = isinstance(fetch, NearFetch)
+        if fetch is not None and not placed:
+            return {}
         found = {}
         for name, module in self.layers.items():
-            rows = _at_hand(module, ids, fetch, int(name)) if _is_bare(module) else None
+            if not _is_bare(module):
+                continue
+            rows = fetch.at_hand(int(name)) if placed else _resident(module.table, ids)  # pyright: ignore
             if rows is not None and (ready := module.ready(rows)) is not None:  # pyright: ignore
                 found[int(name)] = ready
         return found

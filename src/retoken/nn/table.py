@@ -93,7 +93,10 @@ class TokenTable(nn.Module):
 
     def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
         """The rows of ids [...]: what was fetched, or this table and the ids."""
-        return fetched or Rows(ids.to(self.weight.device), self.weight)
+        if fetched is not None:
+            return fetched
+        weight = self.weight
+        return Rows(ids if ids.device == weight.device else ids.to(weight.device), weight)
 
     @torch.no_grad()
     def resize(self, vocab_size: int) -> None:
