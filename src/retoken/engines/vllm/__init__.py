@@ -23,7 +23,7 @@ def architectures() -> dict[str, str]:
 
 def register() -> None:
     """What vLLM calls in each of its processes, before it reads a config; it may call it again."""
-    from vllm import ModelRegistry
+    from vllm import ModelRegistry  # pyright: ignore
 
     from retoken.engines.vllm.configs import register_parser
 

@@ -1,5 +1,6 @@
 """An attached model's config as vLLM needs it: the backbone's own, with what is attached in a field."""
 
+# pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
 import logging

@@ -1,5 +1,6 @@
 """Served models: vLLM's class of a backbone with the modulators in it. One factory for every family."""
 
+# pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
 import functools

@@ -5,6 +5,7 @@ forward context, where its attention finds its own. `key` is a tensor that holds
 would make every layer's part of the graph another one, to be compiled on its own.
 """
 
+# pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
 import torch

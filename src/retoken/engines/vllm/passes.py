@@ -1,5 +1,6 @@
 """One pass of the engine's model: its token ids, its rows, and what its layers leave for later ones."""
 
+# pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any

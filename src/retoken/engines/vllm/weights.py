@@ -1,5 +1,6 @@
 """A checkpoint's tensors on their way into a served model: those of the modulators are taken out here."""
 
+# pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator

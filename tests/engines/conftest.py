@@ -1,0 +1,8 @@
+"""Served models are compared in this process; without vLLM these tests are skipped."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+collect_ignore = [] if find_spec("vllm") else ["test_vllm_families.py", "test_vllm_engine.py"]

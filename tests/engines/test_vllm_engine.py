@@ -1,0 +1,141 @@
+"""What the engine does with requests, rows and weights, on attached models."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from engines_common import NEW, assert_same, by_transformers, by_vllm, prompts, save, served
+from safetensors.torch import load_file, save_file
+
+import retoken
+from retoken.cli.main import main
+from retoken.errors import RetokenError
+
+R, M = retoken.ReTokenConfig, retoken.MoRTConfig
+CONFIGS = {
+    "retoken": R(),
+    "mort": M(num_modulators=4, top_k=2, router_input="block_input", injection_delay=1),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("served") / request.param, CONFIGS[request.param])
+
+
+@pytest.fixture(scope="module")
+def wanted(folder):
+    return by_transformers(folder, prompts())
+
+
+@pytest.fixture(scope="module")
+def packed(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("packed") / "model"
+    assert main(["export", str(folder), "--out", str(out), "--rows", "float32"]) == 0
+    return out
+
+
+def test_chunked_prefill_and_prefix_cache(folder, wanted):
+    with served(folder, max_num_batched_tokens=16, enable_prefix_caching=True) as llm:
+        assert_same(wanted, by_vllm(llm, prompts()))
+        assert_same(wanted, by_vllm(llm, prompts()))
+
+
+def test_preempted_requests_are_computed_anew(folder):
+    asked = prompts((60,) * 12)
+    wanted = by_transformers(folder, asked, 48)
+    with served(folder, num_gpu_blocks_override=8, enable_prefix_caching=False, block_size=64) as llm:
+        assert_same(wanted, by_vllm(llm, asked, 48))
+
+
+def test_several_answers_and_log_probabilities_of_the_prompt(folder, wanted):
+    from vllm import SamplingParams
+
+    asked = prompts()
+    with served(folder) as llm:
+        several = by_vllm(llm, asked, n=2, temperature=0.8, seed=5)
+        assert len(several) == 2 * len(asked) and all(len(tokens) == NEW for tokens, _ in several)
+        params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        answer = llm.generate([{"prompt_token_ids": asked[-1]}], params, use_tqdm=False)[0]
+        model = retoken.load(folder, dtype=torch.float32)
+        with torch.no_grad():
+            logprobs = model(torch.tensor([asked[-1]])).logits[0].log_softmax(-1)
+        for i, token in enumerate(asked[-1][1:]):
+            assert abs(answer.prompt_logprobs[i + 1][token].logprob - float(logprobs[i, token])) < 2e-5
+
+
+def test_speculation_by_n_grams(folder):
+    asked = [p * 4 for p in prompts((4, 6, 9))]
+    wanted = by_transformers(folder, asked)
+    guess = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+    with served(folder, speculative_config=guess) as llm:
+        assert_same(wanted, by_vllm(llm, asked))
+
+
+@pytest.mark.parametrize("tables", ["host", "disk"])
+def test_packed_rows_in_place(packed, wanted, tables):
+    with served(packed, {"tables": tables}) as llm:
+        assert_same(wanted, by_vllm(llm, prompts()))
+
+
+@pytest.mark.parametrize("prefetch", ["record", "chosen", "none"])
+def test_rows_of_a_plain_folder_are_packed_first(folder, wanted, prefetch, tmp_path):
+    rows = tmp_path / "rows.safetensors"
+    with served(folder, {"tables": "disk", "path": str(rows), "prefetch": prefetch}) as llm:
+        assert_same(wanted, by_vllm(llm, prompts()))
+    assert rows.exists()
+
+
+def test_host_and_a_cascade(folder, wanted, tmp_path):
+    with served(folder, {"tables": "host"}) as llm:
+        assert_same(wanted, by_vllm(llm, prompts()))
+    tiers = {"tables": "disk", "path": str(tmp_path / "rows"), "budget": {"host": 200_000}}
+    with served(folder, tiers) as llm:
+        assert_same(wanted, by_vllm(llm, prompts()))
+
+
+def test_weights_are_reloaded_with_their_tables(folder, tmp_path):
+    here, asked = tmp_path / "model", prompts()
+    shutil.copytree(folder, here)
+    with served(here, enable_prefix_caching=False) as llm:
+        before = by_vllm(llm, asked)
+        state = load_file(here / "model.safetensors")
+        for name in state:
+            if name.endswith(".table"):
+                state[name] = state[name].flip(0).contiguous()
+        save_file(state, here / "model.safetensors", {"format": "pt"})
+        llm.collective_rpc("reload_weights")
+        after = by_vllm(llm, asked)
+    assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
+    assert_same(by_transformers(here, asked), after)
+
+
+def test_a_half_checkpoint_is_refused(folder, tmp_path):
+    here = tmp_path / "model"
+    shutil.copytree(folder, here)
+    state = load_file(here / "model.safetensors")
+    gone = next(name for name in state if name.endswith(".table"))
+    del state[gone]
+    save_file(state, here / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RetokenError, match="is not in the checkpoint"), served(here):
+        pass
+
+
+def test_what_is_not_served_is_refused(folder):
+    embeds = pytest.raises(RetokenError, match="enable_prompt_embeds is True")
+    with embeds, served(folder, enable_prompt_embeds=True):
+        pass
+    unknown = pytest.raises(RetokenError, match="option of retoken is 'tabels'; accepted: tables")
+    with unknown, served(folder, {"tabels": "disk"}):
+        pass
+
+
+def test_a_config_that_says_nothing_is_refused(folder, tmp_path):
+    here = tmp_path / "model"
+    shutil.copytree(folder, here)
+    config = json.loads((here / "config.json").read_text())
+    del config["retoken"]
+    (here / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Exception, match=r"retoken"), served(here):
+        pass

@@ -1,0 +1,81 @@
+"""Every family that is served, both modulators, every option: the tokens of transformers."""
+
+import pytest
+from engines_common import assert_same, by_transformers, by_vllm, prompts, save, served
+
+import retoken
+
+R, M = retoken.ReTokenConfig, retoken.MoRTConfig
+MIXTURE = {"moe_intermediate_size": 64}
+FAMILIES = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {},
+    "smollm3": {},
+    "starcoder2": {},
+    "olmo": {},
+    "gemma": {},
+    "gemma2": {"sliding_window": 16},
+    "gemma3_text": {"sliding_window": 16},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 16},
+    "phi3": {},
+    "gpt2": {"n_embd": 128, "n_layer": 3, "n_head": 4, "n_positions": 256},
+    "mixtral": {"intermediate_size": 64},
+    "qwen2_moe": {**MIXTURE, "shared_expert_intermediate_size": 64},
+    "qwen3_moe": MIXTURE,
+    "olmoe": {"intermediate_size": 64},
+    "glm4_moe": MIXTURE,
+}
+OPTIONS = {
+    "retoken-l2": R(norm="l2"),
+    "retoken-some": R(layers=[0, 2]),
+    "mort-block": M(num_modulators=4, top_k=2, router_input="block_input"),
+    "mort-delay": M(num_modulators=4, top_k=2, injection_delay=1),
+    "mort-block-delay": M(num_modulators=4, top_k=3, injection_delay=2, router_input="block_input"),
+    "mort-one": M(num_modulators=3, top_k=1),
+    "mort-l2-some": M(norm="l2", layers=[1]),
+}
+
+
+def _check(folder, **options):
+    asked = prompts()
+    wanted = by_transformers(folder, asked)
+    with served(folder, **options) as llm:
+        assert_same(wanted, by_vllm(llm, asked))
+        assert_same(wanted, [by_vllm(llm, [prompt])[0] for prompt in asked])
+
+
+@pytest.mark.parametrize("kind", ["retoken", "mort"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family, kind, tmp_path):
+    config = R() if kind == "retoken" else M(num_modulators=4, top_k=2)
+    _check(save(tmp_path / "model", config, family, **FAMILIES[family]))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options(name, tmp_path):
+    _check(save(tmp_path / "model", OPTIONS[name]))
+
+
+@pytest.mark.parametrize("config", [R(), M(num_modulators=3, top_k=1), M(num_modulators=4, top_k=2)])
+def test_folded(config, tmp_path):
+    _check(save(tmp_path / "model", config, fold=True))
+
+
+@pytest.mark.parametrize("kind", ["retoken", "mort-block-delay"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_compiled(family, kind, tmp_path):
+    config = OPTIONS.get(kind, R())
+    _check(save(tmp_path / "model", config, family, **FAMILIES[family]), enforce_eager=False)
+
+
+def test_half_precision_is_served(tmp_path):
+    """In bfloat16 two engines round differently: near ties may go either way, most tokens may not."""
+    folder, asked = save(tmp_path / "model", R()), prompts()
+    with served(folder, dtype="bfloat16") as llm:
+        found = by_vllm(llm, asked)
+    wanted = by_transformers(folder, asked)
+    first = sum(a[0] == b[0] for (a, _), (b, _) in zip(wanted, found, strict=True))
+    assert first >= len(asked) - 1
