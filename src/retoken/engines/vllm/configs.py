@@ -20,7 +20,7 @@ def as_backbone(config: PreTrainedConfig) -> PreTrainedConfig:
     """
     if isinstance(getattr(config, FIELD, None), dict) and config.model_type.startswith(PREFIX):
         config.__class__ = type(config).__bases__[0]
-        config.model_type = type(config).model_type
+        config.model_type = type(config).model_type  # pyright: ignore
     return config
 
 
