@@ -3,9 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from engines_common import NEW, assert_same, by_transformers, by_vllm, prompts, save, served
+from engines_common import NEW, VOCAB, assert_same, by_transformers, by_vllm, prompts, save, served
 from safetensors.torch import load_file, save_file
 
 import retoken
@@ -90,7 +91,14 @@ def test_rows_of_a_plain_folder_are_packed_first(folder, wanted, prefetch, tmp_p
 def test_host_and_a_cascade(folder, wanted, tmp_path):
     with served(folder, {"tables": "host"}) as llm:
         assert_same(wanted, by_vllm(llm, prompts()))
-    tiers = {"tables": "disk", "path": str(tmp_path / "rows"), "budget": {"host": 200_000}}
+    counts = tmp_path / "counts.npy"
+    np.save(counts, np.arange(VOCAB))
+    tiers = {
+        "tables": "disk",
+        "path": str(tmp_path / "rows"),
+        "budget": {"host": 200_000},
+        "counts": str(counts),
+    }
     with served(folder, tiers) as llm:
         assert_same(wanted, by_vllm(llm, prompts()))
 
