@@ -8,13 +8,12 @@ would make every layer's part of the graph another one, to be compiled on its ow
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from torch import Tensor, library
 from vllm.utils.torch_utils import direct_register_custom_op
 
 from retoken.engines.vllm.passes import current
 
-_LIBRARY = torch.library.Library("retoken", "FRAGMENT")
+_LIBRARY = library.Library("retoken", "FRAGMENT")
 
 
 def gate(increment: Tensor, key: Tensor) -> Tensor:
