@@ -8,6 +8,7 @@ would make every layer's part of the graph another one, to be compiled on its ow
 # pyright: basic, reportMissingImports=false
 from __future__ import annotations
 
+import torch
 from torch import Tensor, library
 from vllm.utils.torch_utils import direct_register_custom_op
 
