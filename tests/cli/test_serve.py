@@ -88,3 +88,24 @@ def test_packed_rows_are_opened_first(capsys, folder, tmp_path):
 def test_without_the_engine_it_says_what_is_needed(capsys, folder, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "vLLM is not installed beside retoken" in _refused(capsys, folder)
+
+
+def test_the_cache_that_is_asked_for_goes_before_the_variable(folder, monkeypatch):
+    from retoken.cli.serve import Serve
+
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    assert Serve(checkpoint=folder).server().environment()["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "5")
+    assert Serve(checkpoint=folder).server().environment()["VLLM_CPU_KVCACHE_SPACE"] == "5"
+    chosen = Serve(checkpoint=folder, kv_cache_gib=3).server()
+    assert chosen.environment()["VLLM_CPU_KVCACHE_SPACE"] == "3"
+
+
+def test_rows_of_another_model_are_refused(capsys, folder, tmp_path):
+    out = tmp_path / "packed"
+    assert main(["export", str(folder), "--out", str(out), "--rows", "int8"]) == 0
+    capsys.readouterr()
+    config = json.loads((out / "config.json").read_text())
+    config["retoken"]["rows_fingerprint"] = "0" * 64
+    (out / "config.json").write_text(json.dumps(config))
+    assert "of another model: its fingerprint is" in _refused(capsys, out)

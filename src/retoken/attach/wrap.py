@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -53,12 +52,21 @@ class LayerSite:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
         return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
 
-    def ready_for(self, hidden: Tensor) -> Callable[..., Any] | None:
-        """The modulator with all but `hidden` [B, S, D] put together; None: ask for tokens and call it."""
+    def modulate(self, hidden: Tensor) -> Any:
+        """What the layer's modulator gives for `hidden` [B, S, D].
+
+        By what was put together for this pass, where something was; else the module itself is called.
+
+        Raises:
+            AttachError: the layer runs outside of its model, or on other positions than its pass.
+        """
         context = self.context
-        if context is None or not fused.serves(hidden) or hidden.shape[:-1] != context.ids.shape:
-            return None
-        return context.ready.get(self.layer)
+        if context is not None and fused.serves(hidden) and hidden.shape[:-1] == context.ids.shape:
+            ready = context.ready.get(self.layer)
+            if ready is not None:
+                return ready(hidden)
+        ids, fetched = self.tokens_for(hidden)
+        return self.modulator(hidden, ids, fetched)  # pyright: ignore
 
     def tokens_for(self, hidden: Tensor) -> tuple[Tensor, Fetched | None]:
         """This pass's ids, for hidden states [B, S, D], and the rows fetched for them, if any were.
@@ -93,12 +101,7 @@ class GateIncrement(SiteHook):
     """ReToken: gate what enters the residual stream (Eq. 2)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        increment = _first_of(output)
-        if (ready := self.site.ready_for(increment)) is not None:
-            return _with_first(output, ready(increment))
-        ids, fetched = self.site.tokens_for(increment)
-        gated = self.site.modulator(increment, ids, fetched)  # pyright: ignore
-        return _with_first(output, gated)
+        return _with_first(output, self.site.modulate(_first_of(output)))
 
 
 class RouteFromMlpInput(SiteHook):
@@ -110,11 +113,7 @@ class RouteFromMlpInput(SiteHook):
     def route(self, hidden: Tensor) -> None:
         """Leave the residual of `hidden` [B, S, D] where it lands, and the routing for the balance loss."""
         site = self.site
-        if (ready := site.ready_for(hidden)) is not None:
-            residual, site.routing = ready(hidden)
-        else:
-            ids, fetched = site.tokens_for(hidden)
-            residual, site.routing = site.modulator(hidden, ids, fetched)  # pyright: ignore
+        residual, site.routing = site.modulate(hidden)
         if site.delayed:
             site.context.leave(site.layer, residual)  # pyright: ignore
         else:

@@ -48,8 +48,8 @@ class Serve:
     """Longest sequence; 0: the model's."""
     max_num_seqs: int = 0
     """Requests under way at once; 0: vLLM's choice."""
-    kv_cache_gib: int = 2
-    """Memory for attention's keys and values on a CPU, in GiB."""
+    kv_cache_gib: int | None = None
+    """Memory for attention's keys and values on a CPU, in GiB; None: VLLM_CPU_KVCACHE_SPACE, else 2."""
     eager: bool = False
     """Do not compile: starts sooner, runs slower."""
     engine: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ class Serve:
         for name in ("max_model_len", "max_num_seqs"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
-        if self.kv_cache_gib < 1:
+        if self.kv_cache_gib is not None and self.kv_cache_gib < 1:
             raise ConfigError(f"--kv-cache-gib is {self.kv_cache_gib}; accepted: 1 or more")
 
 

@@ -9,19 +9,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from retoken.attach.absent import ROWS_FILE
 from retoken.attach.checkpoint import FIELD, read_field
 from retoken.checkpoint.files import read_json
-from retoken.errors import CheckpointError, ConfigError
-from retoken.serving.load import rows_file_of
-from retoken.serving.packed import PackedFile
-from retoken.serving.place import Asked
+from retoken.engines.vllm.options import asked_of
+from retoken.errors import ConfigError
+from retoken.serving.load import open_rows, rows_file_of
 
 SERVER = "vllm.entrypoints.openai.api_server"
-KV_CACHE_GIB = 2
-"""Of a CPU's memory; left alone vLLM claims a share of all there is."""
+KV_CACHE_VARIABLE, KV_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE", 2
+"""Of a CPU's memory, where nothing is said; left alone vLLM claims a share of all there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,10 @@ class Server:
     """vLLM's own, without dashes; "" for a flag."""
     placement: Mapping[str, Any]
     """The plugin's options: where rows are to live."""
-    api_key: str = ""
-    kv_cache_gib: int = KV_CACHE_GIB
+    api_key: str
+    """"": what VLLM_API_KEY says."""
+    kv_cache_gib: int | None
+    """None: what VLLM_CPU_KVCACHE_SPACE says, else 2."""
 
     def command(self) -> list[str]:
         """The command line. It does not hold the key: any user of the machine can read it there."""
@@ -51,9 +53,10 @@ class Server:
         return line
 
     def environment(self) -> dict[str, str]:
-        """This process's, with what the server needs; what is set there already is kept."""
-        wanted = {"VLLM_CPU_KVCACHE_SPACE": str(self.kv_cache_gib), "VLLM_NO_USAGE_STATS": "1"}
-        found = {**wanted, **os.environ}
+        """This process's, with what the server needs; what was asked for goes before what is set there."""
+        found = {KV_CACHE_VARIABLE: str(KV_CACHE_GIB), "VLLM_NO_USAGE_STATS": "1", **os.environ}
+        if self.kv_cache_gib is not None:
+            found[KV_CACHE_VARIABLE] = str(self.kv_cache_gib)
         if self.api_key:
             found["VLLM_API_KEY"] = self.api_key
         return found
@@ -76,31 +79,18 @@ def check_folder(folder: Path, placement: Mapping[str, Any]) -> None:
     """Say now what the server would say after it has started.
 
     Raises:
-        CheckpointError: the folder is not a whole model's.
+        CheckpointError: what is attached, or the file of its rows, is not as it was written.
         ConfigError: rows cannot be placed as they are asked to be.
     """
-    config = read_json(folder / "config.json")
-    written = config.get(FIELD)
+    written = read_json(folder / "config.json").get(FIELD)
     if written is None:
         if placement:
             raise ConfigError(f"{folder} has no token-indexed parameters; accepted for it: no placement")
         return
-    read_field(_Config(written))  # pyright: ignore
+    read_field(SimpleNamespace(**{FIELD: written}))  # pyright: ignore
     packed = ROWS_FILE in written
-    tables = placement.get("tables") or ("disk" if packed else "device")
-    given = {name: placement.get(name) for name in ("path", "rows", "counts")}
-    ways = {"verify": placement.get("verify", False), "prefetch": placement.get("prefetch", "record")}
-    asked = Asked.of(tables, placement.get("budget"), **given, **ways)
+    asked = asked_of(placement, packed)
     if packed:
-        PackedFile(rows_file_of(written, folder))
+        open_rows(rows_file_of(written, folder), written)
     else:
         asked.need_path()
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder}: no safetensors file there; accepted: a whole model folder")
-
-
-class _Config:
-    """A config's field, as `read_field` takes it."""
-
-    def __init__(self, written: Any) -> None:
-        self.retoken = written

@@ -164,7 +164,7 @@ def serve_rows_file(model: PreTrainedModel, name: Any, options: dict[str, Any]) 
         hub: dict[str, Any] = {key: options[key] for key in _OF_THE_HUB if key in options}
         file = Path(cached_file(name, file.name, **hub))  # pyright: ignore
     asked = Asked.of("disk", None, path=file, rows=None, counts=None, verify=False)
-    serve_packed(model, seat_of(model), _open_rows(file, written), asked)
+    serve_packed(model, seat_of(model), open_rows(file, written), asked)
 
 
 def rows_file_of(written: dict[str, Any], folder: Any) -> Path:
@@ -204,10 +204,10 @@ def packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFi
         )
     file = rows_file_of(written, folder)
     if asked.path is not None and not asked.path.exists():
-        _open_rows(file, written)
+        open_rows(file, written)
         with writing(asked.path), atomic_file(asked.path) as partial:
             shutil.copyfile(file, partial)
-    packed = _open_rows(asked.path or file, written)
+    packed = open_rows(asked.path or file, written)
     if asked.rows not in (None, packed.layout.rows):
         raise ConfigError(
             f"rows is {asked.rows!r}; accepted for {folder}, whose rows are packed: {packed.layout.rows}"
@@ -215,7 +215,12 @@ def packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFi
     return packed
 
 
-def _open_rows(file: Path, written: dict[str, Any]) -> PackedFile:
+def open_rows(file: Path, written: dict[str, Any]) -> PackedFile:
+    """The packed file that a model's config promises.
+
+    Raises:
+        CheckpointError: it is missing, truncated, foreign, changed, or of another model.
+    """
     packed = PackedFile(file)
     if packed.fingerprint != written.get(ROWS_FINGERPRINT):
         raise CheckpointError(

@@ -43,13 +43,8 @@ def blocks(reader: RowReader, layout: RecordLayout) -> Iterator[tuple[int, Tenso
         yield start, layout.encode(reader.block(start, min(start + step, layout.vocab_size)))
 
 
-def sampled(layout: RecordLayout) -> Tensor:
-    """The tokens whose records a fingerprint looks at."""
-    return sampled_ids(layout.vocab_size)
-
-
-def sampled_ids(vocab_size: int) -> Tensor:
-    """Up to 64 tokens, spread over the vocabulary."""
+def sampled(vocab_size: int) -> Tensor:
+    """The tokens whose records a fingerprint looks at: up to 64, spread over the vocabulary."""
     count = min(SAMPLED, vocab_size)
     return torch.linspace(0, vocab_size - 1, count, dtype=torch.float64).long().unique()
 
@@ -57,7 +52,7 @@ def sampled_ids(vocab_size: int) -> Tensor:
 def fingerprint(layout: RecordLayout, gather: Gather) -> str:
     """Hex digest of the layout and of records spread over the vocabulary: which model's rows these are."""
     digest = hashlib.sha256(json.dumps(layout.to_dict(), sort_keys=True).encode())
-    digest.update(gather(sampled(layout)).contiguous().numpy().tobytes())
+    digest.update(gather(sampled(layout.vocab_size)).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

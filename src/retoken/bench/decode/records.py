@@ -29,7 +29,7 @@ def random_records(layout: RecordLayout, ids: Tensor) -> Tensor:
 
 
 def _header(layout: RecordLayout) -> bytes:
-    looked_at = random_records(layout, sampled(layout))
+    looked_at = random_records(layout, sampled(layout.vocab_size))
     description = json.dumps(layout.to_dict(), sort_keys=True)
     digest = hashlib.sha256(description.encode() + looked_at.numpy().tobytes()).hexdigest()
     metadata = {
@@ -48,7 +48,7 @@ def _header(layout: RecordLayout) -> bytes:
 def write(path: Path, layout: RecordLayout, tokens: Tensor) -> None:
     """Write the file: its full size, with data for `tokens` only."""
     header = _header(layout)
-    wanted = torch.cat([tokens, sampled(layout)]).unique()
+    wanted = torch.cat([tokens, sampled(layout.vocab_size)]).unique()
     with path.open("wb") as file:
         file.write(header)
         file.truncate(len(header) + layout.bytes)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from retoken.attach.checkpoint import FIELD
 from retoken.errors import ConfigError
 from retoken.serving.place import Asked
 
-FIELD = "retoken"
 ACCEPTED = ("tables", "path", "budget", "rows", "counts", "prefetch", "verify")
 """As for `retoken.load`."""
 

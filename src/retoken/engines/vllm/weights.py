@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from retoken.errors import CheckpointError
-from retoken.serving.packed import FORMAT, sampled_ids
+from retoken.serving.packed import FORMAT, sampled
 from retoken.serving.reader import TABLE
 
 PREFIX = "retoken."
@@ -48,7 +48,7 @@ class Incoming:
             self.packed = True
             return
         if self.placed and TABLE.fullmatch(name):
-            self.samples[int(name.split(".")[2])] = tensor[sampled_ids(len(tensor))].clone()
+            self.samples[int(name.split(".")[2])] = tensor[sampled(len(tensor))].clone()
             return
         if name not in self.wanted and name not in self.parameters:
             raise CheckpointError(f"{name} is in the checkpoint, but config.json attaches no such tensor")
@@ -81,7 +81,7 @@ class Incoming:
             CheckpointError: they are not: placed rows cannot be changed by sending them.
         """
         for layer, rows in self.samples.items():
-            ids = sampled_ids(reader.shape()[0])
+            ids = sampled(reader.shape()[0])
             if not torch.equal(reader.some(ids)[layer], rows.cpu()):
                 raise CheckpointError(
                     f"retoken.layers.{layer}.table was sent, but its rows are placed and read from a folder; "

@@ -18,15 +18,38 @@ from torch import Tensor
 
 from retoken.ops.fused.near import KINDS, SIZES, Near
 from retoken.ops.route import Routing
+from retoken.ops.row_update.threads import divide
 
 LEAST = 1 << 19
 """Numbers of a state that are worth a thread's call."""
 
 
-class Gate:
-    """increment * (1 + scale * Norm(row)) (Eq. 1-2)."""
+class _OnRows:
+    """A kernel that takes increments, and what it needs besides."""
 
     __slots__ = ("_address", "_block", "_keep", "_kernel", "_numbers", "near", "width")
+
+    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any) -> None:
+        self.near, self._keep, self._kernel = near, scale, kernel
+        self.width = near.row_bytes // SIZES[near.kind]
+        self._numbers = near.slots.numel() * self.width
+        self._block = _block(near, self.width, scale, gain, eps)
+        self._address = self._block.buffer_info()[0]
+
+    def _contiguous(self, increment: Tensor) -> Tensor:
+        """Refuse states that the rows are not for: a kernel would read and write beyond their ends."""
+        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
+            raise ValueError(
+                f"increments {tuple(increment.shape)} with rows of {self.width} numbers "
+                f"for {self.near.slots.numel()} positions; accepted: [..., D] for as many positions"
+            )
+        return increment.contiguous()
+
+
+class Gate(_OnRows):
+    """increment * (1 + scale * Norm(row)) (Eq. 1-2)."""
+
+    __slots__ = ()
 
     def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float) -> None:
         """Make ready.
@@ -36,11 +59,7 @@ class Gate:
             scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
             gain, eps: of Norm, see `ops.normalize`.
         """
-        self.near, self._keep, self._kernel = near, scale, kernels().gate
-        self.width = near.row_bytes // SIZES[near.kind]
-        self._numbers = near.slots.numel() * self.width
-        self._block = _block(near, self.width, scale, gain, eps)
-        self._address = self._block.buffer_info()[0]
+        super().__init__(near, scale, gain, eps, kernels().gate)
 
     def __call__(self, increment: Tensor) -> Tensor:
         """[..., D] in the increment's type, float32 or bfloat16.
@@ -49,19 +68,17 @@ class Gate:
             IndexError: a position has no row.
             ValueError: the increments are not [..., D] for as many positions as there are rows.
         """
-        increment = increment.contiguous()
-        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
-            raise _other_shape(self.near, increment)
+        increment = self._contiguous(increment)
         out = torch.empty_like(increment)
         fixed = (self._address, increment.data_ptr(), KINDS[increment.dtype], out.data_ptr())
         _run(self._kernel, fixed, self._numbers, self.width)
         return out
 
 
-class Mix:
+class Mix(_OnRows):
     """increment + scale * Norm(sum_k w_k row_k) (Eq. 4-6)."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_numbers", "near", "width")
+    __slots__ = ()
 
     def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float) -> None:
         """Make ready.
@@ -71,11 +88,7 @@ class Mix:
             scale: [D]; None: the mixture is added as it is (folded with K = 1).
             gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
         """
-        self.near, self._keep, self._kernel = near, scale, kernels().mix
-        self.width = near.row_bytes // SIZES[near.kind]
-        self._numbers = near.slots.numel() * self.width
-        self._block = _block(near, self.width, scale, gain, eps)
-        self._address = self._block.buffer_info()[0]
+        super().__init__(near, scale, gain, eps, kernels().mix)
 
     def __call__(self, increment: Tensor, routing: Routing) -> Tensor:
         """[..., D] in the increment's type, float32 or bfloat16, for the choice of the same positions.
@@ -84,9 +97,7 @@ class Mix:
             IndexError: a position has no rows.
             ValueError: the increments are not [..., D] for as many positions as there are rows.
         """
-        increment = increment.contiguous()
-        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
-            raise _other_shape(self.near, increment)
+        increment = self._contiguous(increment)
         out, chosen = torch.empty_like(increment), routing.chosen_TK
         fixed = (
             *(self._address, chosen.data_ptr(), routing.weights_TK.data_ptr(), chosen.shape[-1]),
@@ -157,14 +168,6 @@ def _as_word(gain: float, eps: float) -> int:
     return struct.unpack("=q", struct.pack("=ff", gain, eps))[0]
 
 
-def _other_shape(near: Near, increment: Tensor) -> ValueError:
-    """A kernel would read and write beyond the ends of such states."""
-    return ValueError(
-        f"increments {tuple(increment.shape)} with rows of {near.row_bytes // SIZES[near.kind]} numbers "
-        f"for {near.slots.numel()} positions; accepted: [..., D] for as many positions"
-    )
-
-
 @functools.cache
 def kernels() -> Any:
     """Compiled when first used: importing numba takes a second."""
@@ -175,20 +178,14 @@ def kernels() -> Any:
 
 def _run(kernel: Callable[..., int], fixed: tuple[int, ...], numbers: int, width: int) -> None:
     """All positions, by as many threads as PyTorch has where there is enough to do."""
-    if numbers < 2 * LEAST:
-        wrong = kernel(*fixed, 0, numbers // width if width else 0)
-        if wrong >= 0:
-            raise _no_row(wrong)
-        return
-    from retoken.ops.row_update.threads import divide
 
     def some(start: int, stop: int) -> None:
         wrong = kernel(*fixed, start, stop)
         if wrong >= 0:
-            raise _no_row(wrong)
+            raise IndexError(f"token id at position {wrong} has no row")
 
-    divide([(numbers // width, max(1, LEAST // width), some)], torch.get_num_threads())
-
-
-def _no_row(position: int) -> IndexError:
-    return IndexError(f"token id at position {position} has no row")
+    positions = numbers // width if width else 0
+    if numbers < 2 * LEAST:
+        some(0, positions)
+    else:
+        divide([(positions, max(1, LEAST // width), some)], torch.get_num_threads())
