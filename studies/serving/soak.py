@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import mmap
 import random
 import time
 from collections import Counter
@@ -36,7 +37,8 @@ class Soak:
     """The requests, and what they should answer."""
 
     def __init__(self, url: str, model: str, key: str, tokens: int) -> None:
-        self.client = AsyncOpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0, timeout=600)
+        key = key or "none"  # a header cannot be empty
+        self.client = AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=600)
         self.raw = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=600)
         self.model, self.tokens = model, tokens
         draw = random.Random(0)
@@ -126,16 +128,19 @@ class Soak:
 
 
 def memory_mb(pid: int) -> float:
-    """Resident memory of a process and its children."""
-    total = 0
+    """Resident memory of a process and all that it started."""
+    parents, sizes = {}, {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
+        own = int(stat.parent.name)
         try:
-            parent = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-            if pid in (parent, int(stat.parent.name)):
-                total += int((stat.parent / "statm").read_text().split()[1]) * 4096
-        except (OSError, IndexError):
+            parents[own] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+            sizes[own] = int((stat.parent / "statm").read_text().split()[1]) * mmap.PAGESIZE
+        except (OSError, IndexError):  # it has just ended
             continue
-    return total / 1e6
+    family = {pid}
+    while more := {own for own, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(sizes.get(own, 0) for own in family) / 1e6
 
 
 async def soak(asked: argparse.Namespace) -> dict[str, object]:

@@ -24,7 +24,15 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-CLIENT = (sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve")
+RUN_CLIENT = """
+import argparse
+from vllm.benchmarks import serve
+parser = argparse.ArgumentParser()
+serve.add_cli_args(parser)
+serve.main(parser.parse_args())
+"""
+CLIENT = (sys.executable, "-c", RUN_CLIENT)
+"""`vllm bench serve`, past the command that asks for a version which CPU builds do not tell."""
 FIGURES = {
     "tokens_per_second": "output_throughput",
     "ttft_ms": "median_ttft_ms",
@@ -77,7 +85,7 @@ def ask(
     line = [*CLIENT, "--backend", "openai", "--base-url", server.url, "--model", "m", "--tokenizer"]
     line += [str(server.folder), "--dataset-name", "custom", "--dataset-path", str(text), "--seed", str(seed)]
     line += ["--num-prompts", str(requests), "--max-concurrency", str(at_once), "--ignore-eos"]
-    line += ["--custom-output-len", str(tokens), "--custom-skip-chat-template", "--disable-tqdm"]
+    line += ["--custom-output-len", str(tokens), "--skip-chat-template", "--disable-tqdm"]
     line += ["--save-result", "--result-dir", str(work), "--result-filename", result.name]
     run = subprocess.run(line, capture_output=True, text=True, check=False)
     if run.returncode or not result.exists():
