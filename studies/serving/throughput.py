@@ -48,6 +48,7 @@ class Running(NamedTuple):
     folder: Path
     url: str
     process: subprocess.Popen[bytes]
+    log: Path
 
 
 def start(spec: str, port: int, options: Sequence[str], log: Path) -> Running:
@@ -59,7 +60,7 @@ def start(spec: str, port: int, options: Sequence[str], log: Path) -> Running:
     line = [sys.executable, "-m", "retoken", "serve", folder, "--name=m", f"--port={port}", *words, *options]
     with log.open("wb") as out:
         process = subprocess.Popen(line, stdout=out, stderr=subprocess.STDOUT, env=os.environ)
-    return Running(label, Path(folder), f"http://127.0.0.1:{port}", process)
+    return Running(label, Path(folder), f"http://127.0.0.1:{port}", process, log)
 
 
 def wait(server: Running, seconds: float = 400) -> None:
@@ -67,7 +68,7 @@ def wait(server: Running, seconds: float = 400) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if server.process.poll() is not None:
-            raise SystemExit(f"{server.label}: the server went away; see its log")
+            raise SystemExit(f"{server.label}: the server went away: {server.log.read_text()[-2000:]}")
         try:
             with urllib.request.urlopen(f"{server.url}/health", timeout=2):
                 return
