@@ -16,6 +16,7 @@ from retoken.attach.api import stack_of
 from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.checkpoint.files import atomic_file, read_json, writing
 from retoken.errors import AttachError, CheckpointError, ConfigError
+from retoken.serving.neighbours import ALONE, Neighbours
 from retoken.serving.packed import PackedFile
 from retoken.serving.place import Asked, Placement, Seat, house, place, serve
 from retoken.serving.reader import FolderReader
@@ -191,7 +192,9 @@ def _field_of(folder: Path) -> dict[str, Any]:
     return written
 
 
-def packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFile:
+def packed_rows(
+    folder: Path, written: dict[str, Any], asked: Asked, neighbours: Neighbours = ALONE
+) -> PackedFile:
     """The packed file a folder's rows are to be read from: its own, or a copy of it at `path`.
 
     Raises:
@@ -203,16 +206,21 @@ def packed_rows(folder: Path, written: dict[str, Any], asked: Asked) -> PackedFi
             f"verify is True; accepted for {folder}, whose rows are packed: a folder with tables"
         )
     file = rows_file_of(written, folder)
-    if asked.path is not None and not asked.path.exists():
-        open_rows(file, written)
-        with writing(asked.path), atomic_file(asked.path) as partial:
-            shutil.copyfile(file, partial)
+    path = asked.path
+    if path is not None:
+        neighbours.first(lambda: None if path.exists() else _copy_rows(file, path, written))
     packed = open_rows(asked.path or file, written)
     if asked.rows not in (None, packed.layout.rows):
         raise ConfigError(
             f"rows is {asked.rows!r}; accepted for {folder}, whose rows are packed: {packed.layout.rows}"
         )
     return packed
+
+
+def _copy_rows(file: Path, path: Path, written: dict[str, Any]) -> None:
+    open_rows(file, written)
+    with writing(path), atomic_file(path) as partial:
+        shutil.copyfile(file, partial)
 
 
 def open_rows(file: Path, written: dict[str, Any]) -> PackedFile:

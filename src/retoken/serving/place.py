@@ -16,6 +16,7 @@ from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.serving.layout import RecordLayout
+from retoken.serving.neighbours import ALONE, Neighbours
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
 from retoken.serving.reader import FolderReader, RowReader, TensorReader, layout_of
 from retoken.serving.shelf import Prefetch
@@ -116,11 +117,12 @@ class Asked:
 
 
 class Seat(NamedTuple):
-    """Whose layers are to read rows, in which type and where they compute."""
+    """Whose layers are to read rows, in which type and where they compute, and who else reads them."""
 
     stack: ModulatorStack
     dtype: torch.dtype
     device: torch.device
+    neighbours: Neighbours = ALONE
 
 
 def place(
@@ -176,7 +178,7 @@ def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
     layout = None if asked.path is not None and asked.path.exists() else layout_of(reader, asked.rows)
     if layout is not None:
         asked.homes(layout)  # refused before anything is written
-    packed = None if asked.path is None else _packed(reader, asked.path, asked.rows)
+    packed = None if asked.path is None else _packed(reader, asked.path, asked.rows, seat.neighbours)
     layout = packed.layout if packed is not None else layout
     assert layout is not None
     stored = blocks(reader, layout) if packed is None else _stored(packed)
@@ -215,10 +217,9 @@ def _resident(reader: TensorReader, budget: Mapping[str, int]) -> Placement:
     return Placement(rows=kind, record_bytes=total // tokens, tiers=(use,))
 
 
-def _packed(reader: RowReader, path: Path, rows: str | None) -> PackedFile:
+def _packed(reader: RowReader, path: Path, rows: str | None, neighbours: Neighbours) -> PackedFile:
     """The packed file at `path`, of this model's rows."""
-    if not path.exists():
-        pack(reader, path, rows)
+    neighbours.first(lambda: None if path.exists() else pack(reader, path, rows))
     packed = PackedFile(path)
     own = layout_of(reader, packed.layout.rows)
     if rows is not None and rows != packed.layout.rows:
@@ -242,9 +243,8 @@ def _move(
     prefetch: Prefetch,
 ) -> Placement:
     """Fill the tiers, then let the layers read from them and the tables go."""
-    tiers = _build_tiers(layout, homes, packed, seat.device)
-    if homes.names != ("disk",):
-        fill(tiers, homes, stored)
+    tiers = _build_tiers(layout, homes, packed, seat)
+    _fill(tiers, homes, stored, seat.neighbours)
     source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, prefetch)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
@@ -257,7 +257,7 @@ def _move(
 
 
 def _build_tiers(
-    layout: RecordLayout, homes: Homes, packed: PackedFile | None, device: torch.device
+    layout: RecordLayout, homes: Homes, packed: PackedFile | None, seat: Seat
 ) -> dict[str, Tier]:
     tiers: dict[str, Tier] = {}
     for name in homes.names:
@@ -265,10 +265,21 @@ def _build_tiers(
             assert packed is not None
             tiers[name] = packed
         elif name == "host":
-            tiers[name] = MemoryTier.on_host(max(homes.count(name), 1), layout.record_bytes)
+            tiers[name] = MemoryTier.on_host(max(homes.count(name), 1), layout.record_bytes, seat.neighbours)
         else:
-            tiers[name] = MemoryTier.on_device(homes.count(name), layout.record_bytes, device)
+            tiers[name] = MemoryTier.on_device(homes.count(name), layout.record_bytes, seat.device)
     return tiers
+
+
+def _fill(
+    tiers: dict[str, Tier], homes: Homes, stored: Iterable[tuple[int, Tensor]], neighbours: Neighbours
+) -> None:
+    """Fill the tiers in memory; nobody reads what they share before it is all there."""
+    if homes.names == ("disk",):
+        return
+    neighbours.first(lambda: fill(tiers, homes, stored))
+    if not neighbours.leads and "device" in homes.names:
+        fill(tiers, homes, stored)
 
 
 def _stored(packed: PackedFile) -> Iterator[tuple[int, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from retoken.data.claim import COUNTS
 from retoken.errors import ConfigError
 from retoken.plan import Frequencies
 from retoken.serving.layout import RecordLayout
+from retoken.serving.neighbours import ALONE, Neighbours, shared_memory
 
 TIERS = ("device", "host", "disk")
 """From the fastest to the largest."""
@@ -30,28 +30,38 @@ class Tier(Protocol):
 
 
 class MemoryTier:
-    """Records in memory: on a device, or shared by a process and those it forks."""
+    """Records in memory: on a device, or shared by a process, its neighbours and those it forks."""
 
-    def __init__(self, records: Tensor) -> None:
+    def __init__(self, records: Tensor, elsewhere: bool = False) -> None:
         self.records = records
+        self.elsewhere = elsewhere
+        """Whether a neighbour fills it."""
 
     @classmethod
-    def on_host(cls, count: int, record_bytes: int) -> MemoryTier:
-        """Empty records in an anonymous shared mapping.
+    def on_host(cls, count: int, record_bytes: int, neighbours: Neighbours = ALONE) -> MemoryTier:
+        """Empty records in memory that all neighbours read; the one that leads fills it.
 
         Raises:
             ConfigError: the machine has not that much memory left.
         """
-        needed, free = count * record_bytes, _available_bytes()
-        if free is not None and needed > free:
-            raise ConfigError(f"host tier needs {needed} bytes for {count} tokens; available: {free} bytes")
+        needed = count * record_bytes
+
+        def check() -> None:
+            free = _available_bytes()
+            if free is not None and needed > free:
+                raise ConfigError(
+                    f"host tier needs {needed} bytes for {count} tokens; available: {free} bytes"
+                )
+
+        neighbours.first(check)
         try:
-            memory = mmap.mmap(-1, needed)
+            memory = shared_memory(needed, neighbours)
         except OSError as error:
             raise ConfigError(
                 f"host tier needs {needed} bytes for {count} tokens; refused: {error}"
             ) from None
-        return cls(torch.frombuffer(memory, dtype=torch.uint8).view(count, record_bytes))
+        records = torch.frombuffer(memory, dtype=torch.uint8).view(count, record_bytes)
+        return cls(records, elsewhere=not neighbours.leads)
 
     @classmethod
     def on_device(cls, count: int, record_bytes: int, device: torch.device) -> MemoryTier:
@@ -193,10 +203,10 @@ def read_counts(counts: Any, vocab_size: int) -> Tensor | None:
 
 
 def fill(tiers: Mapping[str, Any], homes: Homes, records: Iterable[tuple[int, Tensor]]) -> None:
-    """Put (first token, records) of all tokens into the tiers in memory."""
+    """Put (first token, records) of all tokens into the tiers in memory that are this process's to fill."""
     for start, block in records:
         tier, slot = homes.tier_V[start : start + len(block)], homes.slot_V[start : start + len(block)]
         for name, kept in tiers.items():
-            if isinstance(kept, MemoryTier):
+            if isinstance(kept, MemoryTier) and not kept.elsewhere:
                 here = tier == homes.names.index(name)
                 kept.records[slot[here].to(kept.records.device)] = block[here].to(kept.records.device)

@@ -18,6 +18,7 @@ from retoken.nn import ModulatorStack, TokenTable
 from retoken.nn.folded import build_folded
 from retoken.nn.stack import build_modulator
 from retoken.serving.load import check_shapes, packed_rows, serve_packed
+from retoken.serving.neighbours import ALONE, Neighbours, Ranks
 from retoken.serving.place import Asked, Placement, Seat, house
 from retoken.serving.reader import FolderReader
 
@@ -91,12 +92,21 @@ def put_rows(model: Any, plan: Plan, folder: Path, dtype: torch.dtype, device: t
     for module in stack.layers.values():
         module.table = _absent(module.table)  # pyright: ignore
     stack.source = None
-    seat = Seat(stack, dtype, device)
+    seat = Seat(stack, dtype, device, _workers())
     if plan.packed:
-        return serve_packed(model, seat, packed_rows(folder, plan.written, plan.asked), plan.asked)
+        packed = packed_rows(folder, plan.written, plan.asked, seat.neighbours)
+        return serve_packed(model, seat, packed, plan.asked)
     reader = FolderReader(folder)
     check_shapes(model, reader.shapes(), reader.folded, folder)
     return house(seat, reader, plan.asked)
+
+
+def _workers() -> Neighbours:
+    """The engine's processes: those of one machine have one copy of what is in host memory."""
+    from vllm.distributed.parallel_state import get_world_group  # pyright: ignore
+
+    world = get_world_group()
+    return ALONE if world.world_size == 1 else Ranks(world.cpu_group)
 
 
 def _absent(table: Any) -> AbsentTable:
