@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +120,62 @@ def test_weights_are_reloaded_with_their_tables(folder, tmp_path):
         after = by_vllm(llm, asked)
     assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
     assert_same(by_transformers(here, asked), after)
+
+
+def _sent(folder, name="other"):
+    """The folder's tensors with their tables upside down, in a file of their own, and the folder they make."""
+    other = folder.parent / f"{folder.name}-{name}"
+    if not other.exists():
+        shutil.copytree(folder, other)
+        state = load_file(other / "model.safetensors")
+        flipped = {key: x.flip(0).contiguous() if key.endswith(".table") else x for key, x in state.items()}
+        save_file(flipped, other / "model.safetensors", {"format": "pt"})
+    return other
+
+
+@pytest.mark.parametrize("tables", ["device", "host"])
+def test_a_trainer_sends_weights_by_name(folder, tables):
+    from file_transfer import register
+
+    register()
+    other, asked = _sent(folder), prompts()
+    engine = {"backend": "file"}
+    with served(
+        folder, {"tables": tables}, weight_transfer_config=engine, enable_prefix_caching=False
+    ) as llm:
+        before = by_vllm(llm, asked)
+        llm.init_weight_transfer_engine({"init_info": {}})
+        llm.start_weight_update()
+        for part in (0, 1):
+            file = str(other / "model.safetensors")
+            llm.update_weights({"update_info": {"file": file, "part": part}})
+        llm.finish_weight_update()
+        after = by_vllm(llm, asked)
+    assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
+    assert_same(by_transformers(other, asked), after)
+
+
+def test_rows_on_disk_are_not_changed_by_sending_others(folder, tmp_path):
+    other, asked = _sent(folder), prompts((5, 9))
+    rows = str(tmp_path / "rows.safetensors")
+    with served(folder, {"tables": "disk", "path": rows}, enable_prefix_caching=False) as llm:
+        before = by_vllm(llm, asked)
+        state = load_file(other / "model.safetensors")
+        refused = pytest.raises(RetokenError, match="was sent, but its rows are read from a file")
+        with refused:
+            llm.apply_model(lambda model: model.load_weights(state.items()))
+        assert_same(before, by_vllm(llm, asked))
+
+
+@pytest.mark.parametrize("tables", ["device", "host", "disk"])
+def test_tensor_parallelism_of_two(folder, packed, wanted, tables):
+    """In processes of their own: workers of one engine share what is in host memory."""
+    here = folder if tables == "device" else packed
+    command = [sys.executable, str(Path(__file__).parent / "two_workers.py"), str(here), tables]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert_same(wanted, [(tokens, logprobs) for tokens, logprobs in found], 1e-4)
 
 
 def test_a_half_checkpoint_is_refused(folder, tmp_path):

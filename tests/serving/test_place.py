@@ -235,3 +235,35 @@ def test_verify_tells_a_changed_row(build, where, tmp_path):
     tier.records[:, 3] ^= 1
     with pytest.raises(CheckpointError, match="differ from those they were made of"):
         logits(model, ids)
+
+
+@pytest.mark.parametrize("where", ["device", "host", "mixed"])
+@pytest.mark.parametrize("rows", ["float32", "int8"])
+def test_rows_in_memory_can_be_replaced(build, kind, where, rows, tmp_path):
+    model, other = build(kind, torch.float32), build(kind, torch.float32)
+    with torch.no_grad():
+        for module in retoken.modulators(other).values():
+            module.table.weight.copy_(module.table.weight.flip(0))
+    kept = {layer: module.table.weight.clone() for layer, module in retoken.modulators(other).items()}
+    if where == "mixed":
+        budget = {"device": 20 * record_bytes(model, rows)}
+        retoken.place(model, "host", rows=rows, budget=budget, counts=COUNTS)
+    else:
+        retoken.place(model, where, rows=rows)
+    before = logits(model)
+    for layer, weight in kept.items():
+        model.retoken.source.replace(layer, weight)
+    wanted = logits(with_rounded_rows(other, rows))
+    assert torch.equal(logits(model), wanted) and not torch.equal(before, wanted)
+
+
+def test_rows_in_a_file_or_of_another_shape_are_not_replaced(build, kind, tmp_path):
+    model = build(kind, torch.float32)
+    weight = retoken.modulators(model)[0].table.weight.clone()
+    on_disk, on_host = copy.deepcopy(model), copy.deepcopy(model)
+    retoken.place(on_disk, "disk", path=tmp_path / "rows.safetensors")
+    with pytest.raises(CheckpointError, match='rows of layer 0 are read from a file.*accepted: tables="host"'):
+        on_disk.retoken.source.replace(0, weight)
+    retoken.place(on_host, "host")
+    with pytest.raises(CheckpointError, match=r"rows of layer 0 are \[.*accepted: \["):
+        on_host.retoken.source.replace(0, weight[1:])

@@ -77,16 +77,22 @@ class RecordLayout:
         """Records [R, record_bytes] uint8 from {layer: rows [R, D] or [R, E, D]}."""
         count = rows[self.layers[0]].shape[0]
         records = torch.zeros(count, self.record_bytes, dtype=torch.uint8)
-        for number, layer in enumerate(self.layers):
-            wide = rows[layer].detach().cpu().reshape(count, self.rows_per_layer, self.width)
-            stored, scale = quantize(wide, self.rows)
-            payload = stored.contiguous().view(torch.uint8).reshape(count, -1)
-            start = number * self.part_bytes
-            records[:, start : start + payload.shape[1]] = payload
-            if scale is not None:
-                self._scales(records)[:, number] = scale
+        for layer in self.layers:
+            for start, piece in self.pieces(layer, rows[layer]):
+                records[:, start : start + piece.shape[1]] = piece
         records.view(torch.int32)[:, -1] = self.check_of(records)
         return records
+
+    def pieces(self, layer: int, rows: Tensor) -> list[tuple[int, Tensor]]:
+        """A layer's rows [R, D] or [R, E, D] as they lie in records: (first byte, bytes [R, n]) a piece."""
+        count, number = rows.shape[0], self.layers.index(layer)
+        wide = rows.detach().cpu().reshape(count, self.rows_per_layer, self.width)
+        stored, scale = quantize(wide, self.rows)
+        found = [(number * self.part_bytes, stored.contiguous().view(torch.uint8).reshape(count, -1))]
+        if scale is not None:
+            start = self.scales_start + number * self.layer_scale_bytes
+            found.append((start, scale.float().contiguous().view(torch.uint8).reshape(count, -1)))
+        return found
 
     def decode(self, records: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
         """A layer's rows, [R, D] or [R, E, D] in `dtype`, from records [R, record_bytes]."""

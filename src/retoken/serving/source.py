@@ -12,10 +12,11 @@ from retoken.errors import AttachError, CheckpointError
 from retoken.nn import Fetched, Rows, TokenTable
 from retoken.ops.fused import Near
 from retoken.serving.layout import RecordLayout
+from retoken.serving.packed import BLOCK_BYTES
 from retoken.serving.reader import RowReader
 from retoken.serving.shelf import Prefetch, Shelf, Wanted
 from retoken.serving.stage import Buffers, Stage
-from retoken.serving.tiers import Homes, Tier
+from retoken.serving.tiers import Homes, MemoryTier, Tier
 
 
 class _NoBackward(torch.autograd.Function):
@@ -169,6 +170,46 @@ class PlacedRows:
             if len(here):
                 records[here.to(device)] = tier.gather(slot_R[here]).to(device)
         return records
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether all records are in memory, and not compared with others."""
+        return self.check is None and all(isinstance(tier, MemoryTier) for tier in self._tiers)
+
+    @torch.no_grad()
+    def replace(self, layer: int, rows: Tensor) -> None:
+        """Put other rows [V, D] or [V, E, D] of a layer where its rows are served from, block by block.
+
+        Where a neighbour fills a tier it is the neighbour that changes it.
+
+        Raises:
+            CheckpointError: records lie in a file, fetched rows are compared with others, or another shape.
+        """
+        own = (self.layout.rows_per_token,) if self.layout.rows_per_token else ()
+        shape = (self.layout.vocab_size, *own, self.layout.width)
+        if not self.replaceable:
+            raise CheckpointError(
+                f"rows of layer {layer} are read from a file, or compared with one, and cannot be replaced; "
+                'accepted: tables="host" or "device", without verify'
+            )
+        if tuple(rows.shape) != shape:
+            raise CheckpointError(f"rows of layer {layer} are {list(rows.shape)}; accepted: {list(shape)}")
+        step = max(BLOCK_BYTES // self.layout.part_bytes, 1)
+        for start in range(0, len(rows), step):
+            self._replace(
+                layer, torch.arange(start, min(start + step, len(rows))), rows[start : start + step]
+            )
+
+    def _replace(self, layer: int, ids_R: Tensor, rows: Tensor) -> None:
+        pieces = self.layout.pieces(layer, rows)
+        for number, tier in enumerate(self._tiers):
+            here = self.homes.tier_V[ids_R] == number
+            if tier.elsewhere or not here.any():  # pyright: ignore
+                continue
+            records: Tensor = tier.records  # pyright: ignore
+            slots = self.homes.slot_V[ids_R][here].to(records.device)
+            for start, piece in pieces:
+                records[slots, start : start + piece.shape[1]] = piece[here].to(records.device)
 
     def _compare(self, ids: Tensor) -> None:
         ids_R = ids.unique().cpu()

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from retoken.errors import CheckpointError
 from retoken.serving.packed import FORMAT, sampled
 from retoken.serving.reader import TABLE
+from retoken.serving.source import PlacedRows
 
 PREFIX = "retoken."
 
@@ -24,8 +25,9 @@ def checkpoint_name(parameter: str) -> str:
 class Incoming:
     """Takes the modulators' tensors out of a stream, and says afterwards what was missing."""
 
-    def __init__(self, stack: nn.Module, placed: bool) -> None:
+    def __init__(self, stack: Any, placed: bool) -> None:
         """Args: stack: the modulators; placed: whether rows lie elsewhere, and are not to be loaded."""
+        self.source: PlacedRows | None = stack.source
         self.parameters = {f"{PREFIX}{name}": p for name, p in stack.named_parameters()}
         self.wanted = {checkpoint_name(name): name for name in self.parameters}
         self.placed = placed
@@ -48,7 +50,7 @@ class Incoming:
             self.packed = True
             return
         if self.placed and TABLE.fullmatch(name):
-            self.samples[int(name.split(".")[2])] = tensor[sampled(len(tensor))].clone()
+            self._take_rows(int(name.split(".")[2]), tensor)
             return
         if name not in self.wanted and name not in self.parameters:
             raise CheckpointError(f"{name} is in the checkpoint, but config.json attaches no such tensor")
@@ -60,6 +62,13 @@ class Incoming:
             )
         _fill(parameter, tensor)
         self.loaded.add(own)
+
+    def _take_rows(self, layer: int, rows: Tensor) -> None:
+        """Rows that live elsewhere: into memory where that is where; else seen whether they are the same."""
+        if self.source is not None and self.source.replaceable:
+            self.source.replace(layer, rows)
+        else:
+            self.samples[layer] = rows[sampled(len(rows))].clone()
 
     def refuse_gaps(self) -> None:
         """Raise where a tensor has not come.
@@ -78,14 +87,14 @@ class Incoming:
         """Refuse tables that went by and are not those of the folder that rows are served from.
 
         Raises:
-            CheckpointError: they are not: placed rows cannot be changed by sending them.
+            CheckpointError: they are not: rows in a file cannot be changed by sending them.
         """
         for layer, rows in self.samples.items():
             ids = sampled(reader.shape()[0])
             if not torch.equal(reader.some(ids)[layer], rows.cpu()):
                 raise CheckpointError(
-                    f"retoken.layers.{layer}.table was sent, but its rows are placed and read from a folder; "
-                    "accepted: reload_weights with that folder, or resident tables"
+                    f"retoken.layers.{layer}.table was sent, but its rows are read from a file; accepted: "
+                    'reload_weights with that folder, or tables="host"'
                 )
 
 
