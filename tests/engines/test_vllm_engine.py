@@ -122,9 +122,9 @@ def test_weights_are_reloaded_with_their_tables(folder, tmp_path):
     assert_same(by_transformers(here, asked), after)
 
 
-def _sent(folder, name="other"):
-    """The folder's tensors with their tables upside down, in a file of their own, and the folder they make."""
-    other = folder.parent / f"{folder.name}-{name}"
+def _upside_down(folder):
+    """The same model with its tables upside down, in a folder beside."""
+    other = folder.parent / f"{folder.name}-other"
     if not other.exists():
         shutil.copytree(folder, other)
         state = load_file(other / "model.safetensors")
@@ -138,7 +138,7 @@ def test_a_trainer_sends_weights_by_name(folder, tables):
     from file_transfer import register
 
     register()
-    other, asked = _sent(folder), prompts()
+    other, asked = _upside_down(folder), prompts()
     engine = {"backend": "file"}
     with served(
         folder, {"tables": tables}, weight_transfer_config=engine, enable_prefix_caching=False
@@ -156,7 +156,7 @@ def test_a_trainer_sends_weights_by_name(folder, tables):
 
 
 def test_rows_on_disk_are_not_changed_by_sending_others(folder, tmp_path):
-    other, asked = _sent(folder), prompts((5, 9))
+    other, asked = _upside_down(folder), prompts((5, 9))
     rows = str(tmp_path / "rows.safetensors")
     with served(folder, {"tables": "disk", "path": rows}, enable_prefix_caching=False) as llm:
         before = by_vllm(llm, asked)

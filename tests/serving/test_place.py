@@ -262,7 +262,7 @@ def test_rows_in_a_file_or_of_another_shape_are_not_replaced(build, kind, tmp_pa
     weight = retoken.modulators(model)[0].table.weight.clone()
     on_disk, on_host = copy.deepcopy(model), copy.deepcopy(model)
     retoken.place(on_disk, "disk", path=tmp_path / "rows.safetensors")
-    with pytest.raises(CheckpointError, match='rows of layer 0 are read from a file.*accepted: tables="host"'):
+    with pytest.raises(CheckpointError, match=r'of layer 0 are read from a file.*accepted: tables="host"'):
         on_disk.retoken.source.replace(0, weight)
     retoken.place(on_host, "host")
     with pytest.raises(CheckpointError, match=r"rows of layer 0 are \[.*accepted: \["):
