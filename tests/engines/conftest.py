@@ -5,4 +5,5 @@ from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-collect_ignore = [] if find_spec("vllm") else ["test_vllm_families.py", "test_vllm_engine.py"]
+NEED_IT = ["test_vllm_families.py", "test_vllm_engine.py", "test_vllm_server.py"]
+collect_ignore = [] if find_spec("vllm") else NEED_IT
