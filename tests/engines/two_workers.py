@@ -1,14 +1,30 @@
-"""A folder served by two tensor-parallel workers: answers to the tests' prompts as JSON, on the last line."""
+"""A folder served by two tensor-parallel workers. The last line is JSON: the answers to the tests' prompts, and
+of each process that has rows in shared memory, which memory that is.
+"""
 
 import json
 import os
 import sys
+from pathlib import Path
 
 from engines_common import by_vllm, prompts, served
+
+
+def shared_memories():
+    """The inode of our memory in each process that has it mapped."""
+    found = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            lines = maps.read_text().splitlines()
+        except OSError:
+            continue
+        found += sorted({line.split()[4] for line in lines if "memfd:retoken" in line})
+    return found
+
 
 if __name__ == "__main__":
     folder, tables = sys.argv[1:]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     with served(folder, {"tables": tables}, tensor_parallel_size=2) as llm:
         print()
-        print(json.dumps(by_vllm(llm, prompts())), flush=True)
+        print(json.dumps({"answers": by_vllm(llm, prompts()), "memories": shared_memories()}), flush=True)
