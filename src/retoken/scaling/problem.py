@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retoken.errors import ConfigError
-from retoken.scaling.gamma import FORMS, LEAST_FACTOR, Form, Gain, bounds_of, params_of, shape
+from retoken.scaling.gamma import FORMS, LEAST_FACTOR, Form, Gain, bounds_of, params_of, rho_shape, shape
 from retoken.scaling.laws import LAWS, Array, Chinchilla, Kaplan, Law, Number
 from retoken.scaling.runs import BASELINE, Runs
 
@@ -140,8 +140,8 @@ def make_problem(runs: Runs, law: str, forms: Mapping[str, Form] | Form) -> Prob
     index = {slot.variant: number for number, slot in enumerate(slots)}
     bounds = list(_LAW_BOUNDS[law])
     for slot in slots:
-        eta = runs.of_variant(slot.variant).eta
-        bounds += bounds_of(slot.form, eta, with_rho=slot.with_rho)
+        ours = runs.of_variant(slot.variant)
+        bounds += bounds_of(slot.form, ours.eta, ours.rho, with_rho=slot.with_rho)
     return Problem(
         coordinates=Coordinates(law=law, slots=tuple(slots), center=(n0, d0)),
         log_n=n - n0,
@@ -184,8 +184,8 @@ def different(values: Array, apart: float = 0.05) -> int:
 def _gain(slot: Slot, z: Array) -> Gain:
     named: dict[str, Number] = {name: z[..., i] for i, name in enumerate(slot.names)}
     bend = named.get("power", named.get("log_eta_s", 0.0))
-    sigma = named.get("sigma", 0.0)
-    return Gain(form=slot.form, at=slot.at, gain=named["gain"], shape=bend, sigma=sigma)
+    rho_s = named.get("rho_s", 0.0)
+    return Gain(form=slot.form, at=slot.at, gain=named["gain"], shape=bend, rho_s=rho_s)
 
 
 def _log_factor(slot: Slot, z: Array, eta: Array, rho: Array) -> tuple[Array, Array]:
@@ -193,14 +193,14 @@ def _log_factor(slot: Slot, z: Array, eta: Array, rho: Array) -> tuple[Array, Ar
     gain = z[:, :1]
     bent = slot.form != "constant"
     found, by_bend = shape(slot.form, eta, slot.at, z[:, 1:2] if bent else np.zeros_like(gain))
-    scaled = rho ** z[:, -1:] if slot.with_rho else np.ones_like(found)
+    scaled, by_rho_s = rho_shape(rho, z[:, -1:] if slot.with_rho else np.zeros_like(gain))
     factor = 1 + gain * found * scaled
     free = factor > LEAST_FACTOR
     parts = [found * scaled]
     if bent:
         parts.append(gain * by_bend * scaled)
     if slot.with_rho:
-        parts.append((factor - 1) * np.log(rho))
+        parts.append(gain * found * by_rho_s)
     safe = np.maximum(factor, LEAST_FACTOR)
     return np.log(safe), np.stack(parts, axis=-1) * (free / safe)[..., None]
 

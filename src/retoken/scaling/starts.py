@@ -34,7 +34,7 @@ def starts(problem: Problem, count: int, delta: float) -> Array:
 
 
 def _gain_starts(problem: Problem) -> Array:
-    guess = {"gain": 0.1, "power": 0.5, "sigma": 0.1}
+    guess = {"gain": 0.1, "power": 0.5, "rho_s": 0.05}
     found: list[float] = []
     for slot in problem.coordinates.slots:
         found += [guess.get(name, float(np.log(slot.at))) for name in slot.names]
