@@ -89,7 +89,7 @@ def at_edge(problem: Problem, z: Array) -> npt.NDArray[np.bool_]:
 def fit(
     runs: Runs,
     law: str = Kaplan.NAME,
-    forms: Mapping[str, Form] | Form = "saturating",
+    forms: Mapping[str, Form] | Form = "power",
     *,
     delta: float | None = None,
     warm: Array | None = None,

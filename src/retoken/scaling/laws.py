@@ -74,6 +74,11 @@ class Kaplan:
         ratio = self.alpha / self.beta
         return ratio * (np.log(self.A) - np.log(N)), np.log(self.B) - np.log(D)
 
+    def model_share(self, N: Number, D: Number) -> Number:
+        """(A / N)^(alpha / beta) over the sum it is part of: 1 where parameters are what is short."""
+        model, data = self._terms(N, D)
+        return np.exp(model - np.logaddexp(model, data))
+
     def with_factor(self, factor: Number) -> Kaplan:
         """With N_eff = factor * N_c in N_c's place: A_MoRT = A / factor (below Eq. 12)."""
         return replace(self, A=self.A / factor)

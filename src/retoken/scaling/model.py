@@ -17,7 +17,7 @@ from retoken.scaling.gamma import Gain
 from retoken.scaling.intervals import Interval, Kind, interval
 from retoken.scaling.laws import Array, Cost, Law, Number
 from retoken.scaling.problem import Coordinates, Slot
-from retoken.scaling.runs import BASELINE, Runs
+from retoken.scaling.runs import Runs
 
 FORMAT = 1
 Quantity = Callable[[Law, Mapping[str, Gain]], Number]
@@ -215,8 +215,3 @@ def _model(found: Mapping[str, Any]) -> Model:
         backbone=str(found["backbone"]),
         warnings=tuple(found["warnings"]),
     )
-
-
-def paper_factor(variant: str, eta: float, rho: float) -> Quantity:
-    """1 + gamma eta as a quantity; 1 of the baseline."""
-    return lambda law, gains: 1.0 if variant == BASELINE else gains[variant].factor(eta, rho)

@@ -26,6 +26,7 @@ _LAW_NAMES = {
     Kaplan.NAME: ("log_alpha", "log_beta", "log_model_term", "log_data_term"),
     Chinchilla.NAME: ("log_E", "log_A_term", "log_B_term", "log_a", "log_b"),
 }
+_EXPONENTS = {Kaplan.NAME: ("log_alpha", "log_beta"), Chinchilla.NAME: ("log_a", "log_b")}
 _LAW_BOUNDS = {
     Kaplan.NAME: [(-6.0, 2.0), (-6.0, 2.0), (-60.0, 60.0), (-60.0, 60.0)],
     Chinchilla.NAME: [(-12.0, 5.0), (-15.0, 5.0), (-15.0, 5.0), (-6.0, 1.5), (-6.0, 1.5)],
@@ -64,6 +65,11 @@ class Coordinates:
         """Of the P coordinates."""
         gains = (f"{slot.variant}.{name}" for slot in self.slots for name in slot.names)
         return (*_LAW_NAMES[self.law], *gains)
+
+    @property
+    def exponents(self) -> tuple[str, ...]:
+        """Names of the coordinates that are logarithms of exponents."""
+        return _EXPONENTS[self.law]
 
     def law_at(self, z: Array) -> Law:
         """The law at ``[P]`` or, with array fields, at ``[S, P]``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,11 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> Runs:
         if name not in _WORDS
     }
     return Runs(**words, **numbers)
+
+
+def joined(parts: Sequence[Runs]) -> Runs:
+    """The runs of several tables, in order."""
+    return Runs(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS})
 
 
 def write(path: Path, runs: Runs) -> None:
