@@ -13,23 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from retoken.scaling.coverage import Coverage, Scenario, cover
-from retoken.scaling.gamma import Gain
-from retoken.scaling.laws import Chinchilla, Cost, Kaplan
-from retoken.scaling.synthetic import Design, Noise
+from retoken.scaling.laws import Cost
+from retoken.scaling.planted import CHINCHILLA, KAPLAN, POWER, SATURATING, decade
+from retoken.scaling.synthetic import Noise
 
 HERE = Path(__file__).parent
-SPANS = (0.25, 0.4, 0.63, 1.0, 1.6, 2.5, 4.0)
-PAPER = ((30.0, 1.0), (50.0, 1.0), (80.0, 1.0), (80.0, 0.3), (80.0, 0.6))
-KAPLAN = Kaplan(A=5e10, B=3e9, alpha=0.12, beta=0.18)
-CHINCHILLA = Chinchilla(E=1.7, A=400.0, B=2000.0, a=0.34, b=0.37)
-SATURATING = Gain(form="saturating", at=50.0, gain=0.25, shape=float(np.log(30.0)), rho_s=0.03)
-POWER = Gain(form="power", at=50.0, gain=0.25, shape=0.4, rho_s=0.03)
-
-
-def design(*, budgets: int = 5, seeds: int = 2, spans: tuple[float, ...] = SPANS, cost: Cost | None = None) -> Design:
-    """One decade of budgets; MoRT at each baseline's best size, as in the paper's stages 2 to 4."""
-    decade = tuple(float(budget) for budget in np.geomspace(1e14, 1e15, budgets))
-    return Design(budgets=decade, spans=spans, seeds=seeds, attached={"mort": PAPER}, cost=cost or Cost())
 
 
 def scenarios() -> list[Scenario]:
@@ -38,12 +26,14 @@ def scenarios() -> list[Scenario]:
     counted = Cost(scale=60.0, power=0.88, counted=True)
     gains, falling = {"mort": SATURATING}, {"mort": POWER}
     return [
-        Scenario(name="kaplan", law=KAPLAN, gains=gains, design=design(), noise=usual),
-        Scenario(name="kaplan, power gain", law=KAPLAN, gains=falling, design=design(), noise=usual),
-        Scenario(name="kaplan, 5 % outliers", law=KAPLAN, gains=gains, design=design(), noise=tails),
-        Scenario(name="kaplan, one seed", law=KAPLAN, gains=gains, design=design(seeds=1), noise=usual),
-        Scenario(name="kaplan, counted FLOPs", law=KAPLAN, gains=gains, design=design(cost=counted), noise=usual),
-        Scenario(name="chinchilla", law=CHINCHILLA, gains=gains, design=design(), noise=usual),
+        Scenario(name="kaplan", law=KAPLAN, gains=gains, design=decade(), noise=usual),
+        Scenario(name="kaplan, power gain", law=KAPLAN, gains=falling, design=decade(), noise=usual),
+        Scenario(name="kaplan, 5 % outliers", law=KAPLAN, gains=gains, design=decade(), noise=tails),
+        Scenario(name="kaplan, one seed", law=KAPLAN, gains=gains, design=decade(seeds=1), noise=usual),
+        Scenario(
+            name="kaplan, counted FLOPs", law=KAPLAN, gains=gains, design=decade(cost=counted), noise=usual
+        ),
+        Scenario(name="chinchilla", law=CHINCHILLA, gains=gains, design=decade(), noise=usual),
     ]
 
 

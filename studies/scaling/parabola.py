@@ -1,7 +1,8 @@
 """How far off the isocompute parabola is where the law is known and there is no noise.
 
-`python studies/scaling/parabola.py` writes parabola.csv: planted Kaplan constants, losses without noise, sizes
-laid about each budget's best in several ways; the parabola's exponents and optima beside the joint fit's.
+`python studies/scaling/parabola.py` writes parabola.csv: planted Kaplan constants, losses without noise,
+sizes laid about each budget's best in several ways; the parabola's exponents and optima beside the joint
+fit's.
 """
 
 from __future__ import annotations
@@ -14,15 +15,13 @@ import numpy as np
 
 from retoken.scaling.fit import fit
 from retoken.scaling.isocompute import isocompute
-from retoken.scaling.laws import PAPER_COST, Chinchilla, Kaplan, Law
+from retoken.scaling.laws import PAPER_COST, Law
+from retoken.scaling.planted import CHINCHILLA, KAPLAN
 from retoken.scaling.runs import joined
 from retoken.scaling.synthetic import Design, Noise, draw
 
 HERE = Path(__file__).parent
-LAWS: dict[str, Law] = {
-    "kaplan": Kaplan(A=5e10, B=3e9, alpha=0.12, beta=0.18),
-    "chinchilla": Chinchilla(E=1.7, A=400.0, B=2000.0, a=0.34, b=0.37),
-}
+LAWS: dict[str, Law] = {"kaplan": KAPLAN, "chinchilla": CHINCHILLA}
 LAYOUTS = {
     "even, 4x each way": (0.25, 4.0, 0.0),
     "even, 16x each way": (1 / 16, 16.0, 0.0),
@@ -32,7 +31,15 @@ LAYOUTS = {
 }
 """Lowest and highest size over the best, and how the whole drifts from budget to budget (power of C)."""
 COLUMNS = (
-    *("law", "sizes", "method", "size_exponent", "planted_size_exponent", "loss_exponent", "planted_loss_exponent"),
+    *(
+        "law",
+        "sizes",
+        "method",
+        "size_exponent",
+        "planted_size_exponent",
+        "loss_exponent",
+        "planted_loss_exponent",
+    ),
     *("params_off", "loss_off", "params_off_at_100_c", "loss_off_at_100_c"),
 )
 
@@ -54,7 +61,11 @@ def rows(name: str, layout: str) -> list[dict[str, object]]:
     found = []
     for method, params, loss in (
         ("parabola", parabola.optimal_params, parabola.optimal_loss),
-        ("joint fit", lambda C: joint.optimal_params(C, PAPER_COST), lambda C: joint.optimal_loss(C, PAPER_COST)),
+        (
+            "joint fit",
+            lambda C: joint.optimal_params(C, PAPER_COST),
+            lambda C: joint.optimal_loss(C, PAPER_COST),
+        ),
     ):
         found.append(
             {
@@ -86,7 +97,9 @@ def main() -> None:
     with args.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in found)
+        writer.writerows(
+            {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in found
+        )
     for row in found:
         print(
             f"{row['law']:11}{row['sizes']:36}{row['method']:10} size exponent {row['size_exponent']:.4f} "

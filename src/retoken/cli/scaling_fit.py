@@ -12,7 +12,7 @@ import numpy as np
 from retoken.cli.options import as_json
 from retoken.cli.scaling_options import FitOptions, check_level
 from retoken.errors import ConfigError, DataError
-from retoken.scaling.costs import overhead, over_convention
+from retoken.scaling.costs import over_convention, overhead
 from retoken.scaling.fit import Fit
 from retoken.scaling.heldout import Score, compare, eta_levels
 from retoken.scaling.identify import condition, profile, seed_spread
@@ -23,7 +23,8 @@ from retoken.scaling.model import Model, Quantity
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingFit(FitOptions):
-    """Fit a scaling law and gamma to a table of runs: constants with intervals, forms compared by runs held out.
+    """Fit a scaling law and gamma to a table of runs: constants with intervals, forms compared by runs held
+    out.
 
     What the runs cannot tell is said. The isocompute parabola is given beside the joint fit.
     """

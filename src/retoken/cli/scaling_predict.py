@@ -1,4 +1,4 @@
-"""`retoken scaling predict`: what a setting gives, what a loss takes, and the published tables worked through."""
+"""`retoken scaling predict`: what a setting gives, what a loss takes, the published numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retoken.cli.options import as_json
 from retoken.cli.scaling_options import check_level
 from retoken.errors import ConfigError
 from retoken.scaling import published
-from retoken.scaling.gamma import FORMS
+from retoken.scaling.gamma import FORMS, Form
 from retoken.scaling.model import load
 from retoken.scaling.predict import Estimate, Prediction, Setting, at_compute, for_loss
 
@@ -21,8 +21,8 @@ from retoken.scaling.predict import Estimate, Prediction, Setting, at_compute, f
 class ScalingPredict:
     """Say what (eta, rho, C) will give, or what must be built to reach a loss, from a fit; with intervals.
 
-    Intervals are of the fitted law, given that it holds. With --published no fit is read: the paper's Tables 6
-    and 7 and JTok's two lines are worked through.
+    Intervals are of the fitted law, given that it holds. With --published no fit is read: the paper's Tables
+    6 and 7 and JTok's two lines are worked through.
     """
 
     fit: Annotated[Path | None, tyro.conf.Positional] = None
@@ -57,7 +57,8 @@ class ScalingPredict:
         check_level(self.level)
         if self.published == (self.fit is not None):
             raise ConfigError(
-                f"fit is {str(self.fit or '')!r} and --published {self.published}; accepted: exactly one of the two"
+                f"fit is {str(self.fit or '')!r} and --published {self.published}; "
+                "accepted: exactly one of the two"
             )
         if self.published:
             found = published_numbers()
@@ -90,7 +91,10 @@ class ScalingPredict:
 
 def _as_dict(found: Prediction) -> dict[str, Any]:
     numbers = {
-        name: {"value": each.value, "interval": [each.interval.low, each.interval.high] if each.interval else None}
+        name: {
+            "value": each.value,
+            "interval": [each.interval.low, each.interval.high] if each.interval else None,
+        }
         for name in Prediction.__slots__
         if isinstance(each := getattr(found, name), Estimate)
     }
@@ -106,7 +110,7 @@ def _as_dict(found: Prediction) -> dict[str, Any]:
 def published_numbers() -> dict[str, Any]:
     """Tables 6 and 7 by one exponent and one gamma of each form, what contradicts what, and JTok's lines."""
     cells = (*published.TABLE_6, *published.TABLE_7)
-    fits = {form: published.fit_tables(form) for form in FORMS}
+    fits: dict[Form, published.TableFit] = {form: published.fit_tables(form) for form in FORMS}
     return {
         "tables": [
             asdict(cell)

@@ -52,7 +52,8 @@ def show_prediction(found: Prediction, fit_warnings: Sequence[str], level: float
     for name, title in _TITLES.items():
         each: Estimate = getattr(found, name)
         low_high = (each.interval.low, each.interval.high) if each.interval else None
-        table.add_row(title, _number(each.value), _span(low_high))
+        value = f"{each.value:.2%}" if name == "reduction" else _number(each.value)
+        table.add_row(title, value, "" if each.given else _span(low_high, name == "reduction"))
     one_run = (found.one_run.low, found.one_run.high) if found.one_run else None
     table.add_row("loss of one run", "", _span(one_run))
     _print(console, table)
@@ -62,7 +63,17 @@ def show_prediction(found: Prediction, fit_warnings: Sequence[str], level: float
 def show_published(found: Mapping[str, Any]) -> None:
     """The published numbers worked through."""
     console = Console(width=max(WIDTH, Console().width), highlight=False)
-    columns = ("table", "eta", "rho", "gamma", "reduction %", "predicted", "ratio", "predicted", "exponents allowed")
+    columns = (
+        "table",
+        "eta",
+        "rho",
+        "gamma",
+        "reduction %",
+        "predicted",
+        "ratio",
+        "predicted",
+        "exponents allowed",
+    )
     table = _table(*columns, title="Tables 6 and 7, by one exponent and a power of eta")
     for cell in found["tables"]:
         ours, (low, high) = cell["predicted"]["power"], cell["exponent_range"]
@@ -78,8 +89,8 @@ def show_published(found: Mapping[str, Any]) -> None:
     _print(console, _line_table(found["jtok"]))
     claim, need = found["jtok"]["claimed"], found["jtok"]["gap_for_claim"]
     console.print(
-        f"stated: {claim['loss_reduction']} % lower loss, {claim['compute_saved']} % less compute, which needs a gap "
-        f"of {need:.4f}"
+        f"stated: {claim['loss_reduction']} % lower loss, {claim['compute_saved']} % less compute, "
+        f"which needs a gap of {need:.4f}"
     )
 
 
@@ -146,7 +157,8 @@ def _flops(found: Mapping[str, Any]) -> str:
     low, high = found["counted_over_6nd"]
     used = "6 N_c a token"
     if found["counted"]:
-        used = f"{found['scale']:.4g} N_c^{found['power']:.3f} a token, within {found['spread']:.1%} of the counts"
+        law = f"{found['scale']:.4g} N_c^{found['power']:.3f} a token"
+        used = f"{law}, within {found['spread']:.1%} of the counts"
     extra = "".join(f"; {name} takes {x:+.2%}" for name, x in found["overhead"].items() if x is not None)
     return f"FLOPs: {used}; counted over 6 N_c D: {low:.3f} to {high:.3f}{extra}"
 
@@ -164,13 +176,19 @@ def _show_isocompute(console: Console, found: Mapping[str, Any] | str) -> None:
         table.add_row(
             *(f"{each['budget']:.3g}", str(each["sizes"])),
             *(_number(each["params"]), _number(each["joint_params"])),
-            *(_number(each["loss"]), _number(each["joint_loss"]), "" if each["inside"] else "outside the sizes run"),
+            *(
+                _number(each["loss"]),
+                _number(each["joint_loss"]),
+                "" if each["inside"] else "outside the sizes run",
+            ),
         )
     _print(console, table)
 
 
 def _held_out_table(scores: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("held out", "law", "gamma", "runs", "error", "mean", "", left=3, title="error on runs held out")
+    table = _table(
+        "held out", "law", "gamma", "runs", "error", "mean", "", left=3, title="error on runs held out"
+    )
     for each in scores:
         error, lean = each["error"], each["lean"]
         numbers = ("-", "-") if error is None else (f"{error:.2%}", f"{lean:+.2%}")
@@ -199,8 +217,10 @@ def _line_table(jtok: Mapping[str, Any]) -> Table:
     return table
 
 
-def _span(pair: Sequence[float] | None) -> str:
-    return "undefined" if pair is None else f"{_number(pair[0])} to {_number(pair[1])}"
+def _span(pair: Sequence[float] | None, percent: bool = False) -> str:
+    if pair is None:
+        return "undefined"
+    return " to ".join(f"{end:.2%}" if percent else _number(end) for end in pair)
 
 
 def _number(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from retoken.compare.verdict import title
 from retoken.report.curves import MARKERS, colour, order
@@ -41,14 +41,16 @@ def isocompute_panel(fit: Fit, model: Model) -> Panel:
         axes.set_ylabel("held-out loss, nats per token")
         axes.legend(frameon=False, fontsize=10)
 
-    words = "Held-out loss of the baseline against tokens, a curve a budget, with the law and its lowest points."
+    words = (
+        "Held-out loss of the baseline against tokens, a curve a budget, with the law and its lowest points."
+    )
     return panel("isocompute", "Isocompute curves of the baseline", words, draw, width=WIDTH, height=HEIGHT)
 
 
 def _inks(count: int) -> list[str]:
     """Dark enough to be seen on either page."""
     levels = np.linspace(0.3, 0.85, max(count, 1)) * (LEVELS - 1)
-    return [ramp("sequential")[int(round(level))] for level in levels]
+    return [ramp("sequential")[round(level)] for level in levels]
 
 
 def frontier_panel(fit: Fit, model: Model, level: float) -> Panel:
@@ -72,14 +74,14 @@ def frontier_panel(fit: Fit, model: Model, level: float) -> Panel:
             axes.plot(at, loss, MARKERS[order(names)[name] % len(MARKERS)], color=ink, markersize=5)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8)))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel("held-out loss, nats per token")
         axes.legend(frameon=False, fontsize=10)
 
-    words = "Frontiers of the baseline and of variants against training FLOPs; points are the best runs of a budget."
+    words = "Frontiers of baseline and variants against training FLOPs; points are a budget's best runs."
     return panel("frontier", "Frontiers with and without tables", words, draw, width=WIDTH, height=HEIGHT)
 
 
@@ -113,7 +115,9 @@ def _best(runs: Runs, name: str, setting: Setting) -> tuple[np.ndarray, np.ndarr
     points = []
     for budget in ours.budgets:
         here = ours.pick(ours.budget == budget)
-        means = [float(here.loss[here.compute_params == size].mean()) for size in np.unique(here.compute_params)]
+        means = [
+            float(here.loss[here.compute_params == size].mean()) for size in np.unique(here.compute_params)
+        ]
         points.append((float(budget), min(means)))
     return np.array([x for x, _ in points]), np.array([y for _, y in points])
 
@@ -128,8 +132,9 @@ def residual_panel(fit: Fit) -> Panel:
         for name in names:
             ours = fit.runs.variant == name
             shift = 1 + 0.03 * (order(names)[name] - (len(names) - 1) / 2)
-            axes.plot(fit.runs.budget[ours] * shift, residuals[ours], MARKERS[order(names)[name] % len(MARKERS)],
-                      color=colour(names, name), markersize=4, label=title(name))  # fmt: skip
+            marker, x = MARKERS[order(names)[name] % len(MARKERS)], fit.runs.budget[ours] * shift
+            ink = colour(names, name)
+            axes.plot(x, residuals[ours], marker, color=ink, markersize=4, label=title(name))
         axes.set_xscale("log")
         axes.set_xlabel("training FLOPs")
         axes.set_ylabel("measured over predicted loss, %")

@@ -24,7 +24,7 @@ _POINTS = 60
 
 
 def eta_panel(fit: Fit, model: Model) -> Panel | None:
-    """Loss reduction against eta, each variant at its largest rho (Fig. 8a); None where eta was not varied."""
+    """Loss reduction against eta, each variant at its largest rho (Fig. 8a); None where eta is one."""
     chosen = {name: _at_largest_rho(found) for name, found in _all_pairs(fit).items()}
     if not any(_varies(pairs.runs.eta) for pairs in chosen.values()):
         return None
@@ -32,7 +32,7 @@ def eta_panel(fit: Fit, model: Model) -> Panel | None:
 
 
 def rho_panel(fit: Fit, model: Model) -> Panel | None:
-    """Loss reduction against rho, each variant at its largest eta (Fig. 8b); None where rho was not varied."""
+    """Loss reduction against rho, each variant at its largest eta (Fig. 8b); None where rho is one."""
     chosen = {name: _at_largest_eta(found) for name, found in _all_pairs(fit).items()}
     if not any(_varies(pairs.runs.rho) for pairs in chosen.values()):
         return None
@@ -86,7 +86,9 @@ def _predicted(model: Model, pairs: Pairs, name: str, eta: float, rho: float) ->
 def _sensitivity(fit: Fit, model: Model, chosen: dict[str, Pairs], what: str, label: str) -> Panel:
     def curve(name: str, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         values = getattr(pairs.runs, what)
-        x = np.geomspace(values.min() / 1.1, min(values.max() * 1.1, 1.0 if what == "rho" else np.inf), _POINTS)
+        x = np.geomspace(
+            values.min() / 1.1, min(values.max() * 1.1, 1.0 if what == "rho" else np.inf), _POINTS
+        )
         rest = {"eta": float(np.median(pairs.runs.eta)), "rho": float(np.median(pairs.runs.rho))}
         y = [_predicted(model, pairs, name, **{**rest, what: float(value)}) for value in x]
         return x, np.array(y)

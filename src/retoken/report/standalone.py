@@ -20,7 +20,8 @@ def standalone(panel: Panel) -> str:
     assert box is not None
     used = set(re.findall(r"var\((--[\w-]+)\)", body)) | {"--page"}
     light, dark = (_declared(used, dark=each) for each in (False, True))
-    style = f":root{{{light}}} @media (prefers-color-scheme: dark){{:root{{{dark}}}}} text{{font-family:sans-serif}}"
+    night = f"@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+    style = f":root{{{light}}} {night} text{{font-family:sans-serif}}"
     size = f' width="{float(box[1]):g}" height="{float(box[2]):g}"'
     page = '<rect width="100%" height="100%" style="fill:var(--page)"/>'
     return f"{head}{size}><title>{escape(panel.title)}</title><style>{style}</style>{page}{body}\n"

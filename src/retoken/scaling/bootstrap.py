@@ -1,10 +1,11 @@
 """How far fitted constants would move with other runs and other seeds.
 
-The unit is a seed group: the baseline and every variant of one size, token count and seed. They share backbone
-start and data order, so their errors move together, and a resample keeps them together.
+The unit is a seed group: the baseline and every variant of one size, token count and seed. They share
+backbone start and data order, so their errors move together, and a resample keeps them together.
 
 "wild" keeps the design and turns the sign of each group's residuals at random, residuals first stretched by
-their leverage. "runs" draws groups with replacement, within each budget, so that no isocompute curve vanishes.
+their leverage. "runs" draws groups with replacement, within each budget, so that no isocompute curve
+vanishes.
 """
 
 from __future__ import annotations
@@ -79,7 +80,13 @@ def bootstrap(fit: Fit, draws: int = 400, *, method: Method = "wild", seed: int 
         targets = np.broadcast_to(fit.problem.target, (draws, groups.size))
         weights = _drawn_weights(fit.runs, groups, draws, rng)
     z, settled = _refit(fit, targets, weights)
-    return Draws(z=z[settled], asked=draws, jackknife=jackknife(fit, groups), method=method, freedom=freedom_of(fit, groups))
+    return Draws(
+        z=z[settled],
+        asked=draws,
+        jackknife=jackknife(fit, groups),
+        method=method,
+        freedom=freedom_of(fit, groups),
+    )
 
 
 def freedom_of(fit: Fit, groups: npt.NDArray[np.int64]) -> int:
@@ -110,7 +117,9 @@ def stretched(fit: Fit, groups: npt.NDArray[np.int64]) -> Array:
     residuals ("CR3"), with which few groups do not look more certain than they are.
     """
     slope = fit.slope
-    left, size, _ = np.linalg.svd(slope / np.maximum(np.linalg.norm(slope, axis=0), 1e-300), full_matrices=False)
+    left, size, _ = np.linalg.svd(
+        slope / np.maximum(np.linalg.norm(slope, axis=0), 1e-300), full_matrices=False
+    )
     left = left[:, size > _LEAST_DIRECTION * size.max()]
     found = fit.residuals.copy()
     for group in range(groups.max() + 1):

@@ -17,8 +17,8 @@ Convention = Literal["6nd", "counted"]
 def cost_of(runs: Runs, convention: Convention) -> Cost:
     """What a token costs by a convention.
 
-    "counted" is a power law of N_c through the baseline's counted FLOPs a token (least squares in logarithms);
-    with one size it is in proportion to N_c.
+    "counted" is a power law of N_c through the baseline's counted FLOPs a token (least squares in
+    logarithms); with one size it is in proportion to N_c.
 
     Raises:
         ConfigError: no such convention.
@@ -30,7 +30,9 @@ def cost_of(runs: Runs, convention: Convention) -> Cost:
         return PAPER_COST
     base = runs.of_variant(BASELINE)
     if not len(base):
-        raise DataError(f"no runs of the variant {BASELINE!r} to take counted FLOPs from; accepted: at least 1")
+        raise DataError(
+            f"no runs of the variant {BASELINE!r} to take counted FLOPs from; accepted: at least 1"
+        )
     x, y = np.log(base.compute_params), np.log(base.flops / base.tokens)
     power = 1.0
     if different(base.compute_params) > 1:

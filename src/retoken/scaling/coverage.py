@@ -9,7 +9,7 @@ import numpy as np
 
 from retoken.scaling.bootstrap import Method, bootstrap
 from retoken.scaling.fit import fit
-from retoken.scaling.gamma import Gain
+from retoken.scaling.gamma import Form, Gain
 from retoken.scaling.intervals import Kind
 from retoken.scaling.laws import Chinchilla, Kaplan, Law
 from retoken.scaling.model import Model, Quantity, model_of
@@ -130,7 +130,7 @@ def cover(
 
 
 def _models(scenario: Scenario, draws: int, resamples: int, method: Method) -> Iterator[Model]:
-    forms = {name: gain.form for name, gain in scenario.gains.items()}
+    forms: dict[str, Form] = {name: gain.form for name, gain in scenario.gains.items()}
     for seed in range(draws):
         runs = draw(scenario.law, scenario.gains, scenario.design, scenario.noise, seed)
         fitted = fit(runs, scenario.law.NAME, forms)

@@ -1,6 +1,7 @@
 """Robust least squares of many fits at once: starts of one fit, bootstrap draws, leave-one-out fits.
 
-Levenberg-Marquardt with analytic gradients on Huber's loss; the same steps for S fits in batched linear algebra.
+Levenberg-Marquardt with analytic gradients on Huber's loss; the same steps for S fits in batched linear
+algebra.
 """
 
 from __future__ import annotations
@@ -107,4 +108,4 @@ def _step(
     ridge = damping[:, None] * diagonal + 1e-14 * diagonal.max(1, keepdims=True) + 1e-300
     system = normal + np.eye(z.shape[1]) * np.where(walled, 1.0, ridge)[:, None]
     step = -np.linalg.solve(system, np.where(walled, 0.0, gradient)[..., None])[..., 0]
-    return np.clip(step, -_MAX_STEP, _MAX_STEP)
+    return np.clip(step, -_MAX_STEP, _MAX_STEP).astype(np.float64, copy=False)

@@ -146,4 +146,6 @@ def robust_noise(residual: Array, fitted: int) -> float:
 
 def count_settings(runs: Runs) -> int:
     """Runs that differ in more than their seed."""
-    return len({row for row in zip(runs.variant, runs.compute_params, runs.tokens, runs.eta, runs.rho, strict=True)})
+    return len(
+        {row for row in zip(runs.variant, runs.compute_params, runs.tokens, runs.eta, runs.rho, strict=True)}
+    )

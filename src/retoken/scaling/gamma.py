@@ -7,10 +7,12 @@ all written as the gain `at` one eta and rho 1, times a shape of eta that is 1 t
     constant     eta / at                                              what Eq. 12 says
     power        (eta / at)^q
     saturating   eta (at + s) / (at (eta + s))                         bounded
-    log          log(1 + eta / s) / log(1 + at / s)                    linear at first, a constant a doubling later
+    log          log(1 + eta / s) / log(1 + at / s)                    linear at first, a constant a doubling
+    later
 
-times rho (1 + r) / (rho + r): r 0 is no dependence on rho, r large is gamma in proportion to it, r below 0 is fewer
-rows being better. Table 7's steps (.11 % from rho .3 to .6, .04 % from .6 to 1) bend more than a power of rho can.
+times rho (1 + r) / (rho + r): r 0 is no dependence on rho, r large is gamma in proportion to it, r below 0
+is fewer rows being better. Table 7's steps (.11 % from rho .3 to .6, .04 % from .6 to 1) bend more than a
+power of rho can.
 """
 
 from __future__ import annotations
@@ -90,5 +92,10 @@ def params_of(form: Form, *, with_rho: bool) -> tuple[str, ...]:
 def bounds_of(form: Form, eta: Array, rho: Array, *, with_rho: bool) -> list[tuple[float, float]]:
     """Where each of `params_of` is sought; beyond these a form is another form."""
     scale = (float(np.log(eta.min() / 1000)), float(np.log(eta.max() * 1000)))
-    ranges = {"gain": (-0.99, 1e4), "power": (-2.0, 3.0), "log_eta_s": scale, "rho_s": (-0.5 * float(rho.min()), 50.0)}
+    ranges = {
+        "gain": (-0.99, 1e4),
+        "power": (-2.0, 3.0),
+        "log_eta_s": scale,
+        "rho_s": (-0.5 * float(rho.min()), 50.0),
+    }
     return [ranges[name] for name in params_of(form, with_rho=with_rho)]

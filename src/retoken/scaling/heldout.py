@@ -59,7 +59,8 @@ def hold_out_budget(runs: Runs, law: str, form: Mapping[str, Form] | Form, large
     runs = usable(runs.one_backbone())
     if not 1 <= largest <= runs.budgets.size - 2:
         raise DataError(
-            f"{largest} largest budgets of {runs.budgets.size} held out; accepted: from 1, with at least 2 left"
+            f"{largest} largest budgets of {runs.budgets.size} held out; "
+            "accepted: from 1, with at least 2 left"
         )
     out = runs.budget > runs.budgets[-largest - 1]
     words = " and ".join(f"{budget:.3g}" for budget in runs.budgets[-largest:])
@@ -82,7 +83,7 @@ def hold_out_eta(runs: Runs, variant: str, law: str, form: Form) -> Score:
 
 
 def eta_levels(eta: Array, apart: float = 0.05) -> npt.NDArray[np.int64]:
-    """Which setting of eta each run has ``[R]``; -1 without tables. Gaps of more than a share part settings."""
+    """Which setting of eta each run has ``[R]``; -1 without tables. Settings are a share `apart` or more."""
     found = np.full(eta.size, -1, dtype=np.int64)
     rows = np.flatnonzero(eta > 0)
     order = rows[np.argsort(eta[rows], kind="stable")]
@@ -111,7 +112,9 @@ def _score(
     try:
         errors = np.concatenate([_errors_without(runs, part, law, form) for part in parts])
     except RetokenError as error:
-        return Score(law=law, form=name, held_out=words, runs=count, error=np.nan, lean=np.nan, why=str(error))
+        return Score(
+            law=law, form=name, held_out=words, runs=count, error=np.nan, lean=np.nan, why=str(error)
+        )
     error, lean = float(np.sqrt((errors**2).mean())), float(errors.mean())
     return Score(law=law, form=name, held_out=words, runs=count, error=error, lean=lean)
 

@@ -15,7 +15,7 @@ from retoken.scaling.problem import Slot, different
 from retoken.scaling.runs import BASELINE, Runs
 
 WORST_CONDITION = 1e3
-"""Of the derivatives with columns brought to length 1: above it some combination is hardly seen in the losses."""
+"""Of the derivatives, columns of length 1: above it the losses hardly show some combination of constants."""
 WIDEST_RATIO = 3.0
 """Upper over lower end of an exponent's interval, above which the exponent is called unknown."""
 _CHI2 = 3.84
@@ -28,7 +28,7 @@ _PROFILE_STEPS = 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
-    """Where one exponent may lie when all else is fitted anew: ends at which the cost rises by chi^2's 95 %."""
+    """Where one exponent may lie, all else fitted anew: ends at which the cost has risen by chi^2's 95 %."""
 
     name: str
     low: float | None
@@ -92,7 +92,7 @@ def _cost_with(fit: Fit, z: Array, column: int) -> tuple[float, Array]:
 def _of_design(runs: Runs) -> list[str]:
     base = runs.of_variant(BASELINE)
     if not len(base):
-        return ["there are no runs of the baseline: the law is fitted to runs with tables, and gamma hangs in the air"]
+        return ["no runs of the baseline: the law is fitted to runs with tables, and gamma hangs in the air"]
     found = []
     if base.budgets.size < 3:
         found.append(f"{base.budgets.size} budgets: exponents come from too short a range; 3 or more tell")
@@ -123,7 +123,9 @@ def _of_terms(fit: Fit) -> list[str]:
     law, runs = fit.law, fit.runs
     if not isinstance(law, Kaplan):
         share = law.E / np.exp(fit.predicted)
-        return [f"E is {law.E:.2g}, below a hundredth of any loss: it is not seen"] if share.max() < 0.01 else []
+        return (
+            [f"E is {law.E:.2g}, below a hundredth of any loss: it is not seen"] if share.max() < 0.01 else []
+        )
     share = law.model_share(runs.compute_params, runs.tokens)
     if share.max() < _LEAST_SHARE:
         return [f"parameters make at most {share.max():.0%} of the sum in Eq. 9: A and alpha are hardly seen"]
@@ -140,7 +142,7 @@ def _of_gain(runs: Runs, slot: Slot) -> list[str]:
         together = abs(np.corrcoef(np.log(runs.eta), np.log(runs.compute_params))[0, 1])
         found = []
         if together > _CONFOUNDED:
-            found = [f"{name}'s eta changes only with N_c: a gain that falls with eta looks like one that falls with size"]
+            found = [f"{name}'s eta changes only with N_c: a gain of eta looks like a gain of size"]
     if different(runs.rho) < 2:
         found.append(f"{name} has one rho ({runs.rho[0]:.3g}): nothing is known of others")
     return found
@@ -154,7 +156,9 @@ def _of_fit(fit: Fit) -> list[str]:
         found.append(f"at the edge of what is sought: {', '.join(fit.at_bounds)}")
     size = condition(fit)
     if size > WORST_CONDITION:
-        found.append(f"condition number {size:.2g}, above {WORST_CONDITION:.0e}: some constants cannot be told apart")
+        found.append(
+            f"condition number {size:.2g}, above {WORST_CONDITION:.0e}: some constants cannot be told apart"
+        )
     for coordinate in fit.problem.coordinates.exponents:
         seen = profile(fit, coordinate)
         if seen.low is None or seen.high is None:
@@ -177,7 +181,8 @@ def _of_misfit(fit: Fit) -> list[str]:
     seeds = seed_spread(fit.runs)
     if not fit.noise > _MISFIT * seeds:
         return []
-    return [f"runs lie {fit.noise:.2%} off the law where seeds scatter by {seeds:.2%}: the law is not of their shape"]
+    scatter = f"runs lie {fit.noise:.2%} off the law where seeds scatter by {seeds:.2%}"
+    return [f"{scatter}: the law is not of their shape"]
 
 
 def _of_draws(fit: Fit, draws: Draws) -> list[str]:
@@ -185,7 +190,9 @@ def _of_draws(fit: Fit, draws: Draws) -> list[str]:
     if draws.freedom < 1:
         found.append("no more seed groups than numbers fitted to them: no interval is given")
     if draws.settled < LEAST_SETTLED:
-        found.append(f"{1 - draws.settled:.0%} of the bootstrap fits did not come to rest: no interval is given")
+        found.append(
+            f"{1 - draws.settled:.0%} of the bootstrap fits did not come to rest: no interval is given"
+        )
     edges = set(names_at_bounds(fit.problem, draws.z, 0.05)) - set(fit.at_bounds) if draws.z.size else set()
     if edges:
         found.append(f"at the edge in more than 5 % of the bootstrap fits: {', '.join(sorted(edges))}")

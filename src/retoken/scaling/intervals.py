@@ -54,7 +54,8 @@ def interval(
         left_out: Jackknife values ``[G]``; for "bca".
 
     Returns:
-        None: no freedom is left, fewer than `LEAST_SETTLED` of the draws are usable, or "bca" has nothing to take its shift from.
+        None: no freedom is left, fewer than `LEAST_SETTLED` of the draws are usable, or "bca" has nothing to
+        take its shift from.
     """
     finite = draws[np.isfinite(draws)]
     if finite.size < max(LEAST_SETTLED * asked, 2) or freedom < 1:

@@ -1,8 +1,8 @@
 """The isocompute parabola (Hoffmann et al. 2022, approach 2): each budget's best size from its own U, then a
 power law through the best. What the joint fit of a law stands beside.
 
-It is simple and it is biased: the U of either law is not a parabola in log N_c, so that the minimum moves with
-the sizes that were run, and with it the exponents. `studies/scaling/parabola.py` shows by how much.
+It is simple and it is biased: the U of either law is not a parabola in log N_c, so that the minimum moves
+with the sizes that were run, and with it the exponents. `studies/scaling/parabola.py` shows by how much.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def nadir(budget: float, sizes: Array, losses: Array, cost: Cost = PAPER_COST) -
     x = np.log(sizes)
     count = np.unique(sizes).size
     if count < 3:
-        raise DataError(f"budget {budget:.3g} has {count} sizes of the baseline; accepted: from 3 for a parabola")
+        raise DataError(
+            f"budget {budget:.3g} has {count} sizes of the baseline; accepted: from 3 for a parabola"
+        )
     middle = x.mean()
     bend, slope, level = np.polyfit(x - middle, losses, 2)
     best = middle - slope / (2 * bend) if bend > 0 else float("nan")

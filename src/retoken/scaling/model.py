@@ -177,7 +177,9 @@ def load(path: Path) -> Model:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "not JSON"
-        raise DataError(f"fit {path} cannot be read: {why}; accepted: a file of `retoken scaling fit --out`") from None
+        raise DataError(
+            f"fit {path} cannot be read: {why}; accepted: a file of `retoken scaling fit --out`"
+        ) from None
     if not isinstance(found, dict) or found.get("type") != "scaling_model":
         raise DataError(f"fit {path} is something else; accepted: a file of `retoken scaling fit --out`")
     if found.get("format_version") != FORMAT:
@@ -194,11 +196,12 @@ def _model(found: Mapping[str, Any]) -> Model:
     coordinates = Coordinates(law=where["law"], slots=slots, center=tuple(where["center"]))
     size = len(coordinates.names)
     arrays = {
-        name: np.array(found[name], dtype=np.float64).reshape(-1, size) for name in ("z", "draws", "jackknife")
+        name: np.array(found[name], dtype=np.float64).reshape(-1, size)
+        for name in ("z", "draws", "jackknife")
     }
     if arrays["z"].shape[0] != 1:
         raise ValueError("z is not one point")
-    ranges = {
+    ranges: dict[str, Any] = {
         name: {key: tuple(pair) for key, pair in value.items()} if isinstance(value, dict) else tuple(value)
         for name, value in found["covered"].items()
     }

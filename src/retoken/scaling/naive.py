@@ -1,4 +1,5 @@
-"""The paper's scaling equations, each on its own and in the paper's symbols: what every fast path is held against.
+"""The paper's scaling equations, each on its own and in the paper's symbols: what every fast path is held
+against.
 
 Scalars in, a scalar out. N_c, N_n parameters; D tokens; C FLOPs; losses in nats a token.
 """

@@ -1,4 +1,4 @@
-"""Runs with tables beside the baseline's of the same N_c, tokens and seed: what tables did, without any law."""
+"""Runs with tables beside the baseline's of the same N_c, tokens and seed: what tables did, no law."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ class Estimate:
 
     value: float
     interval: Interval | None
-    """Of the law, not of one run; None where the number is given or the bootstrap cannot carry one."""
+    """Of the law, not of one run; None where the bootstrap cannot carry one, or the number is given."""
+    given: bool = False
+    """Whether it is asked for, not predicted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +133,9 @@ def for_loss(
 
     if not np.isfinite(model.value(compute)):
         least = getattr(model.law, "E", 0.0)
-        raise ConfigError(f"loss is {loss:g}, which no model of this law reaches; accepted: above {least:.4g}")
+        raise ConfigError(
+            f"loss is {loss:g}, which no model of this law reaches; accepted: above {least:.4g}"
+        )
 
     def size(law: Law, gains: Mapping[str, Gain]) -> Number:
         return law.with_factor(setting.factor(gains)).optimal_params(compute(law, gains), model.cost)
@@ -164,7 +168,7 @@ def _predict(
     def estimate(quantity: Quantity) -> Estimate:
         value, found = model.value(quantity), model.interval(quantity, level, kind)
         given = found is not None and found.low == found.high == value
-        return Estimate(value=value, interval=None if given else found)
+        return Estimate(value=value, interval=None if given else found, given=given)
 
     found = Prediction(
         setting=setting,
@@ -232,4 +236,6 @@ def _outside(name: str, value: float, run: tuple[float, float]) -> str:
     if off <= _FAR:
         return ""
     far = "far " if off > _VERY_FAR else ""
-    return f"{name} = {value:.3g} is {far}outside of what was run, {low:.3g} to {high:.3g} (a factor {off:.2g})"
+    return (
+        f"{name} = {value:.3g} is {far}outside of what was run, {low:.3g} to {high:.3g} (a factor {off:.2g})"
+    )

@@ -1,7 +1,7 @@
 """A fit's unknowns in coordinates without bounds that matter, and predictions with analytic derivatives.
 
-Coordinates are taken about the middle of the runs (geometric means n0 of N_c and d0 of D), where the data speak:
-A and B themselves lie orders of magnitude outside them and hang together with the exponents.
+Coordinates are taken about the middle of the runs (geometric means n0 of N_c and d0 of D), where the data
+speak: A and B themselves lie orders of magnitude outside them and hang together with the exponents.
 
     Kaplan      log alpha, log beta, log of the model term at n0, log of the data term at d0
     Chinchilla  log E, log A / n0^a, log B / d0^b, log a, log b

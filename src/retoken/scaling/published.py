@@ -1,7 +1,7 @@
 """The paper's and JTok's scaling numbers as data, and what follows from them by arithmetic alone.
 
-Sources: "paper" is the ReToken / MoRT text (its Sec. 4.3, Tables 6-7, Appendix H); "JTok" is arXiv 2602.00800,
-the later version of the same work, whose MoRT is called JTok-M.
+Sources: "paper" is the ReToken / MoRT text (its Sec. 4.3, Tables 6-7, Appendix H); "JTok" is arXiv
+2602.00800, the later version of the same work, whose MoRT is called JTok-M.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def fit_tables(form: Form, cells: tuple[Cell, ...] = (*TABLE_6, *TABLE_7)) -> Ta
 def least_miss(cells: tuple[Cell, ...] = (*TABLE_6, *TABLE_7)) -> float:
     """The smallest worst miss, in half units, that any gamma leaves with one exponent.
 
-    Every column has a factor of its own here; above 1, the printed numbers themselves contradict one exponent.
+    Every column has a factor of its own here; above 1, the printed numbers themselves contradict one
+    exponent.
     """
     wanted = np.array([[cell.compute_ratio, cell.loss_reduction] for cell in cells])
 

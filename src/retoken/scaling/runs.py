@@ -97,8 +97,10 @@ COLUMNS = tuple(field.name for field in fields(Runs))
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> Runs:
     """Runs of dictionaries with at least `COLUMNS`; nothing is checked."""
     table = list(rows)
-    words = {name: np.array([str(row[name]) for row in table], dtype=np.str_) for name in _WORDS}
-    numbers = {
+    words: dict[str, Any] = {
+        name: np.array([str(row[name]) for row in table], dtype=np.str_) for name in _WORDS
+    }
+    numbers: dict[str, Any] = {
         name: np.array([float(row[name]) for row in table], dtype=np.float64)
         for name in COLUMNS
         if name not in _WORDS
@@ -132,7 +134,8 @@ def read(path: Path) -> Runs:
     """Runs of a file.
 
     Raises:
-        DataError: no such file, a column missing, no rows, or a cell that is not accepted; names line and column.
+        DataError: no such file, a column missing, no rows, or a cell that is not accepted; names line and
+        column.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -59,8 +59,9 @@ def draw(law: Law, gains: Mapping[str, Gain], design: Design, noise: Noise, seed
                 shared = noise.pair * rng.standard_normal()
                 for variant, eta, rho in _settings(design, span):
                     factor = gains[variant].factor(eta, rho) if eta else 1.0
-                    rows.append(_row(law, design, budget, best * span, variant, eta, rho, float(factor), number)
-                                | {"shared": shared})  # fmt: skip
+                    size = best * span
+                    row = _row(law, design, budget, size, variant, eta, rho, float(factor), number)
+                    rows.append(row | {"shared": shared})
     losses = np.array([row["loss"] for row in rows])
     own = noise.run * rng.standard_normal(losses.size)
     own *= np.where(rng.random(losses.size) < noise.outliers, 10.0, 1.0)
