@@ -98,7 +98,8 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(
-            {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()} for row in found
+            {key: f"{round(v, 9) + 0.0:.6g}" if isinstance(v, float) else v for key, v in row.items()}
+            for row in found
         )
     for row in found:
         print(

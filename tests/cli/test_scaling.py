@@ -90,7 +90,9 @@ def test_figures_are_drawings_that_stand_alone(table: Path, cli: Cli, tmp_path: 
         assert root.tag.endswith("svg") and float(root.attrib["width"]) > 100
         used = set(re.findall(r"var\((--[\w-]+)\)", text))
         assert used and all(f"{name}:" in text for name in used)
-    again = json.loads(cli("scaling", "plot", table, "--draws", 40, "--out", tmp_path / "again", "--json").out)
+    again = json.loads(
+        cli("scaling", "plot", table, "--draws", 40, "--out", tmp_path / "again", "--json").out
+    )
     for name, path in files.items():
         assert Path(path).read_bytes() == Path(again["files"][name]).read_bytes()
 

@@ -12,7 +12,7 @@ from retoken.scaling.intervals import interval
 from retoken.scaling.isocompute import isocompute, nadir
 from retoken.scaling.laws import PAPER_COST
 from retoken.scaling.planted import KAPLAN, PAPER, SATURATING, SPANS, decade
-from retoken.scaling.runs import Runs
+from retoken.scaling.runs import Runs, joined
 from retoken.scaling.synthetic import Design, Noise, draw
 
 GAINS = {"mort": SATURATING}
@@ -50,6 +50,17 @@ def test_eta_that_follows_size_is_named() -> None:
     names = {name: getattr(runs, name) for name in Runs.__slots__}
     names |= {"eta": falling, "table_params": falling * runs.compute_params}
     assert "changes only with N_c" in "\n".join(findings(fit(Runs(**names)), PAPER_COST))
+
+
+def test_budgets_in_other_flops_and_variants_without_tables_are_named(noisy: Runs) -> None:
+    names = {name: getattr(noisy, name) for name in Runs.__slots__}
+    wider = noisy.pick(np.flatnonzero(noisy.variant == "baseline")[:4])
+    wide = {name: getattr(wider, name) for name in Runs.__slots__} | {"variant": np.array(["wider"] * 4)}
+    found = fit(joined([Runs(**(names | {"budget": 1.3 * noisy.budget})), Runs(**wide)]))
+    text = "\n".join(findings(found, PAPER_COST))
+    assert "1.30 to 1.30 times 6 N_c D" in text
+    assert "wider carries no tables" in text
+    assert len(found.runs) == len(noisy)
 
 
 def test_a_law_of_another_shape_is_named() -> None:

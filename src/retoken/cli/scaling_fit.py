@@ -30,7 +30,8 @@ class ScalingFit(FitOptions):
     """
 
     hold_out: int = 1
-    """Largest budgets that laws and forms are compared on, fitted to the others; 0: no comparison."""
+    """Largest budgets that laws and forms are compared on, fitted to the others; 0, or 1 of fewer than three
+    budgets: no comparison."""
     level: float = 0.95
     """Of the intervals."""
     interval: Literal["percentile", "bca"] = "percentile"
@@ -60,7 +61,8 @@ class ScalingFit(FitOptions):
     def _scores(self, fitted: Fit) -> list[Score]:
         if self.hold_out < 0:
             raise ConfigError(f"--hold-out is {self.hold_out}; accepted: from 0")
-        return compare(fitted.runs, self.hold_out) if self.hold_out else []
+        few = self.hold_out == 1 and fitted.runs.budgets.size < 3
+        return compare(fitted.runs, self.hold_out) if self.hold_out and not few else []
 
     def _save(self, model: Model) -> None:
         assert self.out is not None
@@ -97,6 +99,7 @@ def summary(fitted: Fit, model: Model, level: float, kind: Literal["percentile",
         "noise": model.noise,
         "seed_spread": _or_none(seed_spread(runs)),
         "huber_delta": fitted.delta,
+        "other_minima": fitted.other_minima,
         "condition": _or_none(condition(fitted)),
         "level": level,
         "interval": kind,

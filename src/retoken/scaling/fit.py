@@ -40,6 +40,8 @@ class Fit:
     """Whether the descent came to rest."""
     other_minima: int
     """Starts that ended elsewhere than the best by more than the noise allows."""
+    left_out: tuple[str, ...] = ()
+    """Variants without tables that are not the baseline: neither the law nor a gain is theirs."""
 
     @property
     def law(self) -> Law:
@@ -107,7 +109,9 @@ def fit(
         DataError: several backbones, or fewer different settings than numbers to fit.
         ConfigError: no such law or form.
     """
-    runs = usable(runs.one_backbone())
+    whole = runs.one_backbone()
+    runs = usable(whole)
+    left_out = tuple(sorted({str(name) for name in whole.variant} - {str(name) for name in runs.variant}))
     problem = make_problem(runs, law, forms)
     settings = count_settings(runs)
     if settings < problem.size:
@@ -135,6 +139,7 @@ def fit(
         noise=noise,
         settled=bool(found.settled[best]),
         other_minima=int(elsewhere.sum()),
+        left_out=left_out,
     )
 
 

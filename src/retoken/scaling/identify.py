@@ -22,6 +22,7 @@ _CHI2 = 3.84
 _MISFIT = 1.5
 _LEAST_SHARE = 0.1
 _CONFOUNDED = 0.95
+_OFF_BUDGET = 0.1
 _PROFILE_REACH = np.log(10.0)
 _PROFILE_STEPS = 24
 
@@ -40,7 +41,8 @@ class Profile:
 def findings(fit: Fit, cost: Cost, draws: Draws | None = None) -> tuple[str, ...]:
     """One sentence a weakness; none where nothing was found."""
     runs = fit.runs
-    found = [*_of_design(runs), *_of_optimum(fit, cost), *_of_terms(fit)]
+    found = [*_of_design(runs), *_of_budgets(runs, cost), *_of_optimum(fit, cost), *_of_terms(fit)]
+    found += [f"{name} carries no tables and is not the baseline: left out" for name in fit.left_out]
     for slot in fit.problem.coordinates.slots:
         found += _of_gain(runs.of_variant(slot.variant), slot)
     return (*found, *_of_misfit(fit), *_of_fit(fit), *(_of_draws(fit, draws) if draws else ()))
@@ -105,6 +107,16 @@ def _of_design(runs: Runs) -> list[str]:
     if np.unique(runs.seed).size < 2:
         found.append("one seed: what the law misses cannot be told from what seeds scatter")
     return found
+
+
+def _of_budgets(runs: Runs, cost: Cost) -> list[str]:
+    """Whether budgets are what the convention says that the runs cost."""
+    base = runs.of_variant(BASELINE)
+    off = base.budget / (cost.per_token(base.compute_params) * base.tokens)
+    if not len(base) or max(off.max(), 1 / off.min()) < 1 + _OFF_BUDGET:
+        return []
+    used = "counted FLOPs" if cost.counted else "6 N_c D"
+    return [f"budgets are {off.min():.2f} to {off.max():.2f} times {used}: they may be in other FLOPs"]
 
 
 def _of_optimum(fit: Fit, cost: Cost) -> list[str]:
