@@ -14,8 +14,8 @@ from retoken.scaling.gamma import FORMS, Gain
 from retoken.scaling.laws import LAWS, PAPER_COST, Law
 from retoken.scaling.model import load, model_of
 from retoken.scaling.planted import CHINCHILLA, KAPLAN, SATURATING, decade
-from retoken.scaling.problem import different, make_problem
-from retoken.scaling.runs import Runs, joined
+from retoken.scaling.problem import make_problem
+from retoken.scaling.runs import Runs, different, joined
 from retoken.scaling.starts import starts
 from retoken.scaling.synthetic import Noise, draw
 

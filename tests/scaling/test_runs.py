@@ -83,6 +83,16 @@ def test_a_file_that_is_something_else(tmp_path: Path, content: bytes, said: str
         read(tmp_path / "none.csv")
 
 
+def test_a_column_of_counted_flops_comes_before_the_other(tmp_path: Path) -> None:
+    path = table(tmp_path / "runs.csv")
+    lines = path.read_text().splitlines()
+    path.write_text(f"{lines[0]},flops_counted\n{lines[1]},3e14\n{lines[2]},0\n")
+    with pytest.raises(DataError, match="line 3, column flops_counted"):
+        read(path)
+    path.write_text(f"{lines[0]},flops_counted\n{lines[1]},3e14\n{lines[2]},4e14\n")
+    assert list(read(path).flops) == [3e14, 4e14]
+
+
 def test_one_backbone_at_a_time(noisy: Runs) -> None:
     other = noisy.pick(np.arange(3))
     other = Runs(
@@ -90,7 +100,7 @@ def test_one_backbone_at_a_time(noisy: Runs) -> None:
     )
     both = joined([noisy, other])
     assert len(both.one_backbone("mixture")) == 3
-    with pytest.raises(DataError, match=r"synthetic, mixture.*accepted: one"):
+    with pytest.raises(DataError, match=r"synthetic, mixture.*accepted: one \(--backbone"):
         both.one_backbone()
     with pytest.raises(DataError, match="'sparse' is not among"):
         both.one_backbone("sparse")

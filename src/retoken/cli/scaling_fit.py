@@ -14,11 +14,12 @@ from retoken.cli.scaling_options import FitOptions, check_level
 from retoken.errors import ConfigError, DataError
 from retoken.scaling.costs import over_convention, overhead
 from retoken.scaling.fit import Fit
-from retoken.scaling.heldout import Score, compare, eta_levels
+from retoken.scaling.heldout import Score, compare
 from retoken.scaling.identify import condition, profile, seed_spread
 from retoken.scaling.isocompute import Isocompute, isocompute
 from retoken.scaling.laws import Kaplan
 from retoken.scaling.model import Model, Quantity
+from retoken.scaling.runs import levels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,7 @@ def summary(fitted: Fit, model: Model, level: float, kind: Literal["percentile",
     middle = float(np.exp(np.log(fitted.runs.budgets).mean()))
     runs, law = fitted.runs, model.law
     return {
-        "runs": {
-            "count": len(runs), "backbone": model.backbone, "budgets": runs.budgets.tolist(),
-            "sizes": int(np.unique(runs.compute_params).size), "seeds": int(np.unique(runs.seed).size),
-        },
+        "runs": _of_runs(fitted),
         "law": law.NAME,
         "constants": {name: estimate(_constant(name)) for name in names},
         "profiles": _profiles(fitted),
@@ -109,6 +107,18 @@ def summary(fitted: Fit, model: Model, level: float, kind: Literal["percentile",
     }  # fmt: skip
 
 
+def _of_runs(fitted: Fit) -> dict[str, Any]:
+    runs = fitted.runs
+    return {
+        "count": len(runs),
+        "backbone": str(runs.backbone[0]),
+        "budgets": runs.budgets.tolist(),
+        "sizes": int(np.unique(runs.compute_params).size),
+        "seeds": int(np.unique(runs.seed).size),
+        "left_out": list(fitted.left_out),
+    }
+
+
 def size_exponent(law: Any, C: float, model: Model) -> Any:
     """Local exponent of N_c* ~ C^y, the same at every C in both laws."""
     pair = (law.optimal_params(C * 2, model.cost), law.optimal_params(C, model.cost))
@@ -128,10 +138,10 @@ def _gain(fitted: Fit, model: Model, variant: str, estimate: Any) -> dict[str, A
     """gamma at every (eta, rho) that was run."""
     gain = model.gains[variant]
     ours = fitted.runs.of_variant(variant)
-    pairs = sorted({(int(at), float(rho)) for at, rho in zip(eta_levels(ours.eta), ours.rho, strict=True)})
+    pairs = sorted({(int(at), float(rho)) for at, rho in zip(levels(ours.eta), ours.rho, strict=True)})
     settings = []
     for number, rho in pairs:
-        eta = float(np.exp(np.log(ours.eta[eta_levels(ours.eta) == number]).mean()))
+        eta = float(np.exp(np.log(ours.eta[levels(ours.eta) == number]).mean()))
         settings.append(
             {
                 "eta": eta, "rho": rho,

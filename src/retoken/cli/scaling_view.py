@@ -32,6 +32,8 @@ def show_fit(found: Mapping[str, Any]) -> None:
         f"{runs['count']} runs of {runs['backbone']}: {len(runs['budgets'])} budgets, {runs['sizes']} sizes, "
         f"{runs['seeds']} seeds; {found['law']}"
     )
+    if runs["left_out"]:
+        console.print(f"left out, neither baseline nor with tables: {', '.join(runs['left_out'])}")
     _print(console, _constant_table(found))
     if found["gains"]:
         _print(console, _gain_table(found))

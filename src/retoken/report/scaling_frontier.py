@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullFormatter
@@ -11,12 +14,16 @@ from retoken.report.curves import MARKERS, colour, order
 from retoken.report.palette import LEVELS, ramp, stand_in
 from retoken.report.svg import Panel, panel
 from retoken.scaling.fit import Fit
+from retoken.scaling.gamma import Gain
+from retoken.scaling.laws import Law, Number
 from retoken.scaling.model import Model
 from retoken.scaling.predict import Setting
 from retoken.scaling.runs import BASELINE, Runs
 
 WIDTH, HEIGHT = 560, 380
 _POINTS = 60
+_SAME = 0.9
+"""How far below the largest an eta may lie and be the same setting: n_e is a whole number."""
 
 
 def isocompute_panel(fit: Fit, model: Model) -> Panel:
@@ -28,8 +35,7 @@ def isocompute_panel(fit: Fit, model: Model) -> Panel:
     def draw(axes: Axes) -> None:
         for budget, ink in zip(budgets, inks, strict=True):
             ours = base.pick(base.budget == budget)
-            sizes = np.geomspace(ours.compute_params.min() / 1.3, ours.compute_params.max() * 1.3, _POINTS)
-            tokens = model.cost.tokens(budget, sizes)
+            sizes, tokens = _along(ours)
             axes.plot(tokens, model.law.loss(sizes, tokens), color=ink, lw=1.4)
             axes.plot(ours.tokens, ours.loss, "o", color=ink, markersize=4, label=f"{budget:.3g} FLOPs")
         span = np.geomspace(budgets.min(), budgets.max(), _POINTS)
@@ -47,31 +53,80 @@ def isocompute_panel(fit: Fit, model: Model) -> Panel:
     return panel("isocompute", "Isocompute curves of the baseline", words, draw, width=WIDTH, height=HEIGHT)
 
 
+def _along(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and tokens along one budget's runs, in between as the runs trade one for the other."""
+    size, first = np.unique(runs.compute_params, return_index=True)
+    fine = np.geomspace(size[0], size[-1], _POINTS)
+    return fine, np.exp(np.interp(np.log(fine), np.log(size), np.log(runs.tokens[first])))
+
+
 def _inks(count: int) -> list[str]:
     """Dark enough to be seen on either page."""
     levels = np.linspace(0.3, 0.85, max(count, 1)) * (LEVELS - 1)
     return [ramp("sequential")[round(level)] for level in levels]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Course:
+    """A variant's largest eta, and the largest rho run with it, from budget to budget ``[B]``."""
+
+    name: str
+    budgets: np.ndarray
+    eta: np.ndarray
+    rho: np.ndarray
+    loss: np.ndarray
+    """Of the best size, mean over its seeds."""
+
+    def setting(self, C: float) -> Setting:
+        """At any budget. ReToken's eta falls as N_c grows, and n_e is a whole number."""
+        if self.name == BASELINE:
+            return Setting()
+        at = np.log(C), np.log(self.budgets)
+        eta, rho = (float(np.exp(np.interp(*at, np.log(values)))) for values in (self.eta, self.rho))
+        return Setting(variant=self.name, eta=eta, rho=min(rho, 1.0))
+
+    @property
+    def label(self) -> str:
+        """For the legend."""
+        if self.name == BASELINE:
+            return title(self.name)
+        ends = sorted({f"{value:.3g}" for value in (self.eta.min(), self.eta.max())}, key=float)
+        return f"{title(self.name)}, η {' to '.join(ends)}"
+
+
+def course(runs: Runs, name: str) -> Course:
+    """A variant's runs with the most tables at each budget."""
+    ours, rows = runs.of_variant(name), []
+    for budget in ours.budgets:
+        here = ours.pick(ours.budget == budget)
+        here = here.pick(here.eta >= _SAME * here.eta.max())
+        here = here.pick(here.rho >= here.rho.max() - 1e-9)
+        means = [
+            (here.loss[here.compute_params == size].mean(), size) for size in np.unique(here.compute_params)
+        ]
+        loss, size = min(means)
+        best = here.compute_params == size
+        rows.append((budget, here.eta[best].mean(), here.rho[best].mean(), loss))
+    budgets, eta, rho, loss = np.array(rows).T
+    return Course(name=name, budgets=budgets, eta=eta, rho=rho, loss=loss)
+
+
 def frontier_panel(fit: Fit, model: Model, level: float) -> Panel:
     """Best loss against FLOPs, baseline and variants, each variant at its largest eta and rho (Fig. 4)."""
     runs = fit.runs
-    names = [BASELINE, *model.gains]
-    settings = {name: largest_setting(runs, name) for name in names}
-    budgets = runs.budgets
-    span = np.geomspace(budgets.min() / 1.2, budgets.max() * 1.2, _POINTS)
+    names = [name for name in (BASELINE, *model.gains) if (runs.variant == name).any()]
+    courses = [course(runs, name) for name in names]
+    span = np.geomspace(runs.budgets.min() / 1.2, runs.budgets.max() * 1.2, _POINTS)
 
     def draw(axes: Axes) -> None:
-        for name, setting in settings.items():
-            ink = colour(names, name)
-            label = title(name) + (f", η {setting.eta:.3g}, ρ {setting.rho:.3g}" if setting.eta else "")
-            axes.plot(span, _frontier(model, setting, span), color=ink, label=label)
-            band = [_band(model, setting, C, level) for C in span]
-            if all(found is not None for found in band):
-                low, high = np.array([found for found in band if found is not None]).T
-                axes.fill_between(span, low, high, color=ink, alpha=0.18, linewidth=0)
-            at, loss = _best(runs, name, setting)
-            axes.plot(at, loss, MARKERS[order(names)[name] % len(MARKERS)], color=ink, markersize=5)
+        for each in courses:
+            ink = colour(names, each.name)
+            found = [_on_frontier(model, each.setting(C), C, level) for C in span]
+            axes.plot(span, [loss for loss, _ in found], color=ink, label=each.label)
+            bands = np.array([(np.nan, np.nan) if ends is None else ends for _, ends in found])
+            axes.fill_between(span, bands[:, 0], bands[:, 1], color=ink, alpha=0.18, linewidth=0)
+            marker = MARKERS[order(names)[each.name] % len(MARKERS)]
+            axes.plot(each.budgets, each.loss, marker, color=ink, markersize=5)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(MaxNLocator(6))
@@ -85,46 +140,19 @@ def frontier_panel(fit: Fit, model: Model, level: float) -> Panel:
     return panel("frontier", "Frontiers with and without tables", words, draw, width=WIDTH, height=HEIGHT)
 
 
-def largest_setting(runs: Runs, name: str) -> Setting:
-    """A variant's largest eta, and the largest rho run with it."""
-    if name == BASELINE:
-        return Setting()
-    ours = runs.of_variant(name)
-    top = ours.pick(ours.eta > 0.95 * ours.eta.max())
-    return Setting(variant=name, eta=float(np.exp(np.log(top.eta).mean())), rho=float(top.rho.max()))
+def _on_frontier(
+    model: Model, setting: Setting, C: float, level: float
+) -> tuple[float, tuple[float, float] | None]:
+    def loss(law: Law, gains: Mapping[str, Gain]) -> Number:
+        return law.with_factor(setting.factor(gains)).optimal_loss(C, model.cost)
 
-
-def _frontier(model: Model, setting: Setting, compute: np.ndarray) -> np.ndarray:
-    law = model.law.with_factor(setting.factor(model.gains))
-    return np.asarray(law.optimal_loss(compute, model.cost))
-
-
-def _band(model: Model, setting: Setting, C: float, level: float) -> tuple[float, float] | None:
-    found = model.interval(
-        lambda law, gains: law.with_factor(setting.factor(gains)).optimal_loss(C, model.cost), level
-    )
-    return (found.low, found.high) if found else None
-
-
-def _best(runs: Runs, name: str, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """FLOPs and loss of the best setting a budget, mean over its seeds."""
-    ours = runs.of_variant(name)
-    if setting.eta:
-        near = (ours.eta > 0.95 * setting.eta) & (np.abs(ours.rho - setting.rho) < 1e-9)
-        ours = ours.pick(near)
-    points = []
-    for budget in ours.budgets:
-        here = ours.pick(ours.budget == budget)
-        means = [
-            float(here.loss[here.compute_params == size].mean()) for size in np.unique(here.compute_params)
-        ]
-        points.append((float(budget), min(means)))
-    return np.array([x for x, _ in points]), np.array([y for _, y in points])
+    found = model.interval(loss, level)
+    return model.value(loss), (found.low, found.high) if found else None
 
 
 def residual_panel(fit: Fit) -> Panel:
     """Measured over predicted loss of every run against FLOPs."""
-    names = [BASELINE, *fit.gains]
+    names = [name for name in (BASELINE, *fit.gains) if (fit.runs.variant == name).any()]
     residuals = 100 * np.expm1(fit.residuals)
 
     def draw(axes: Axes) -> None:

@@ -40,8 +40,8 @@ def rho_panel(fit: Fit, model: Model) -> Panel | None:
 
 
 def size_panel(fit: Fit, model: Model) -> Panel | None:
-    """Loss reduction against N_c, each variant at its largest eta and rho (Fig. 8c); None without pairs."""
-    chosen = {name: _at_largest_eta(_at_largest_rho(found)) for name, found in _all_pairs(fit).items()}
+    """Loss reduction against N_c, each size at its largest eta and rho (Fig. 8c); None without pairs."""
+    chosen = {name: _largest_of_each_size(found) for name, found in _all_pairs(fit).items()}
     if not chosen:
         return None
 
@@ -67,7 +67,16 @@ def _at_largest_rho(pairs: Pairs) -> Pairs:
 
 
 def _at_largest_eta(pairs: Pairs) -> Pairs:
-    return pairs.pick(pairs.runs.eta > 0.95 * pairs.runs.eta.max())
+    return pairs.pick(pairs.runs.eta > 0.75 * pairs.runs.eta.max())
+
+
+def _largest_of_each_size(pairs: Pairs) -> Pairs:
+    kept = np.zeros(len(pairs.runs), dtype=np.bool_)
+    for size in np.unique(pairs.runs.compute_params):
+        here = pairs.runs.compute_params == size
+        here &= pairs.runs.eta > 0.9 * pairs.runs.eta[here].max()
+        kept |= here & (pairs.runs.rho >= pairs.runs.rho[here].max() - 1e-9)
+    return pairs.pick(kept)
 
 
 def _varies(values: np.ndarray) -> bool:

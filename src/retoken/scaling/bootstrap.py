@@ -23,7 +23,7 @@ from retoken.scaling.laws import Array
 from retoken.scaling.runs import Runs
 
 Method = Literal["wild", "runs"]
-_TRIES = 80
+_TRIES = 150
 _MOST_LEVERAGE = 0.9
 _LEAST_DIRECTION = 1e-8
 _BATCH = 100

@@ -8,8 +8,7 @@ import numpy as np
 
 from retoken.errors import ConfigError, DataError
 from retoken.scaling.laws import PAPER_COST, Array, Cost
-from retoken.scaling.problem import different
-from retoken.scaling.runs import BASELINE, Runs
+from retoken.scaling.runs import BASELINE, Runs, different
 
 Convention = Literal["6nd", "counted"]
 

@@ -13,7 +13,7 @@ from retoken.scaling.fit import Fit, fit
 from retoken.scaling.gamma import FORMS, Form
 from retoken.scaling.laws import LAWS, Array
 from retoken.scaling.problem import make_problem, usable
-from retoken.scaling.runs import Runs
+from retoken.scaling.runs import Runs, levels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,21 +75,11 @@ def hold_out_eta(runs: Runs, variant: str, law: str, form: Form) -> Score:
     """
     runs = usable(runs.one_backbone())
     ours = runs.variant == variant
-    level = eta_levels(runs.eta)
+    level = levels(runs.eta)
     numbers = np.unique(level[ours])
     if numbers.size < 3:
         raise DataError(f"{numbers.size} different eta of {variant}; accepted: from 3 to leave one out")
     return _score(runs, [ours & (level == number) for number in numbers], law, form, f"eta of {variant}")
-
-
-def eta_levels(eta: Array, apart: float = 0.05) -> npt.NDArray[np.int64]:
-    """Which setting of eta each run has ``[R]``; -1 without tables. Settings are a share `apart` or more."""
-    found = np.full(eta.size, -1, dtype=np.int64)
-    rows = np.flatnonzero(eta > 0)
-    order = rows[np.argsort(eta[rows], kind="stable")]
-    if order.size:
-        found[order] = np.concatenate([[0], (np.diff(np.log(eta[order])) > apart).cumsum()])
-    return found
 
 
 def compare(runs: Runs, largest: int = 1, laws: Sequence[str] = tuple(LAWS)) -> list[Score]:
@@ -98,7 +88,7 @@ def compare(runs: Runs, largest: int = 1, laws: Sequence[str] = tuple(LAWS)) -> 
     forms: Sequence[Form] = FORMS if runs.variants else ("constant",)
     scores = [hold_out_budget(runs, law, form, largest) for law in laws for form in forms]
     for variant in runs.variants:
-        if np.unique(eta_levels(runs.of_variant(variant).eta)).size >= 3:
+        if np.unique(levels(runs.of_variant(variant).eta)).size >= 3:
             scores += [hold_out_eta(runs, variant, law, form) for law in laws for form in forms]
     return scores
 

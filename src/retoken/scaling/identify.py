@@ -11,8 +11,8 @@ from retoken.scaling.descend import descend
 from retoken.scaling.fit import Fit, names_at_bounds
 from retoken.scaling.intervals import LEAST_SETTLED
 from retoken.scaling.laws import Array, Cost, Kaplan
-from retoken.scaling.problem import Slot, different
-from retoken.scaling.runs import BASELINE, Runs
+from retoken.scaling.problem import Slot
+from retoken.scaling.runs import BASELINE, Runs, different
 
 WORST_CONDITION = 1e3
 """Of the derivatives, columns of length 1: above it the losses hardly show some combination of constants."""
@@ -22,6 +22,8 @@ _CHI2 = 3.84
 _MISFIT = 1.5
 _LEAST_SHARE = 0.1
 _CONFOUNDED = 0.95
+_ALL_ROWS = "retoken"
+"""The variant that has one row a token, so that its rho cannot be another."""
 _OFF_BUDGET = 0.1
 _PROFILE_REACH = np.log(10.0)
 _PROFILE_STEPS = 24
@@ -42,7 +44,6 @@ def findings(fit: Fit, cost: Cost, draws: Draws | None = None) -> tuple[str, ...
     """One sentence a weakness; none where nothing was found."""
     runs = fit.runs
     found = [*_of_design(runs), *_of_budgets(runs, cost), *_of_optimum(fit, cost), *_of_terms(fit)]
-    found += [f"{name} carries no tables and is not the baseline: left out" for name in fit.left_out]
     for slot in fit.problem.coordinates.slots:
         found += _of_gain(runs.of_variant(slot.variant), slot)
     return (*found, *_of_misfit(fit), *_of_fit(fit), *(_of_draws(fit, draws) if draws else ()))
@@ -151,11 +152,12 @@ def _of_gain(runs: Runs, slot: Slot) -> list[str]:
     if different(runs.eta) < 2:
         found = [f"{name} has one eta: its gain is known there, no form of gamma can be told from another"]
     else:
-        together = abs(np.corrcoef(np.log(runs.eta), np.log(runs.compute_params))[0, 1])
+        with np.errstate(invalid="ignore", divide="ignore"):  # one size: NaN, which is not confounded
+            together = abs(np.corrcoef(np.log(runs.eta), np.log(runs.compute_params))[0, 1])
         found = []
         if together > _CONFOUNDED:
             found = [f"{name}'s eta changes only with N_c: a gain of eta looks like a gain of size"]
-    if different(runs.rho) < 2:
+    if different(runs.rho) < 2 and name != _ALL_ROWS:
         found.append(f"{name} has one rho ({runs.rho[0]:.3g}): nothing is known of others")
     return found
 
@@ -169,7 +171,7 @@ def _of_fit(fit: Fit) -> list[str]:
     size = condition(fit)
     if size > WORST_CONDITION:
         found.append(
-            f"condition number {size:.2g}, above {WORST_CONDITION:.0e}: some constants cannot be told apart"
+            f"condition number {size:.0f}, above {WORST_CONDITION:.0f}: some constants cannot be told apart"
         )
     for coordinate in fit.problem.coordinates.exponents:
         seen = profile(fit, coordinate)

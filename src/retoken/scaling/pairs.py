@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from retoken.scaling.laws import Array
 from retoken.scaling.runs import BASELINE, Runs
@@ -22,7 +24,7 @@ class Pairs:
         """1 - loss / baseline's loss ``[R]``."""
         return 1 - self.runs.loss / self.base.loss
 
-    def pick(self, which: Array) -> Pairs:
+    def pick(self, which: npt.NDArray[Any]) -> Pairs:
         """The pairs of a mask or of indices."""
         return Pairs(runs=self.runs.pick(which), base=self.base.pick(which))
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from retoken.errors import ConfigError
 from retoken.scaling.gamma import FORMS, LEAST_FACTOR, Form, Gain, bounds_of, params_of, rho_shape, shape
 from retoken.scaling.laws import LAWS, Array, Chinchilla, Kaplan, Law, Number
-from retoken.scaling.runs import BASELINE, Runs
+from retoken.scaling.runs import BASELINE, Runs, different
 
 _LAW_NAMES = {
     Kaplan.NAME: ("log_alpha", "log_beta", "log_model_term", "log_data_term"),
@@ -179,12 +179,6 @@ def _slots(runs: Runs, forms: Mapping[str, Form] | Form, first: int) -> list[Slo
         slots.append(Slot(variant=name, form=form, at=at, with_rho=with_rho, first=first, names=names))
         first += len(names)
     return slots
-
-
-def different(values: Array, apart: float = 0.05) -> int:
-    """How many values differ by more than a share: eta of one setting wanders a little from size to size."""
-    ordered = np.sort(values[values > 0])
-    return int(1 + (np.diff(np.log(ordered)) > apart).sum()) if ordered.size else 0
 
 
 def _gain(slot: Slot, z: Array) -> Gain:

@@ -20,6 +20,7 @@ _WORDS = ("variant", "backbone")
 _POSITIVE = ("budget", "compute_params", "tokens", "flops", "loss")
 _FROM_ZERO = ("table_params", "stored_params", "eta", "rho", "seed", "seconds")
 _MAY_BE_EMPTY = ("seconds",)
+_COUNTED = "flops_counted"
 _ETA_TOLERANCE = 0.02
 
 
@@ -46,7 +47,7 @@ class Runs:
     tokens: Array
     """D."""
     flops: Array
-    """Counted training FLOPs."""
+    """Counted training FLOPs: a file's column `flops_counted` where it has one, otherwise `flops`."""
     seed: Array
     """Seed of backbone and data order."""
     loss: Array
@@ -86,7 +87,7 @@ class Runs:
         if name and name not in found:
             raise DataError(f"backbone {name!r} is not among the runs; accepted: {', '.join(found)}")
         if not name and len(found) > 1:
-            raise DataError(f"runs of several backbones ({', '.join(found)}); accepted: one, by its name")
+            raise DataError(f"runs of several backbones ({', '.join(found)}); accepted: one (--backbone)")
         return self.pick(self.backbone == (name or found[0]))
 
 
@@ -106,6 +107,26 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> Runs:
         if name not in _WORDS
     }
     return Runs(**words, **numbers)
+
+
+def levels(values: Array, width: float = 0.15) -> npt.NDArray[np.int64]:
+    """Which setting of eta or rho each run has ``[R]``; -1 at 0.
+
+    n_e is a whole number, so that eta of one setting wanders with the size: values within `width` of a
+    setting's lowest are one setting.
+    """
+    found, number, lowest = np.full(values.size, -1, dtype=np.int64), -1, -np.inf
+    for row in np.argsort(values, kind="stable"):
+        if values[row] > 0:
+            if values[row] > (1 + width) * lowest or number < 0:
+                number, lowest = number + 1, values[row]
+            found[row] = number
+    return found
+
+
+def different(values: Array) -> int:
+    """How many settings of eta, rho or N_c there are."""
+    return int(levels(values).max(initial=-1)) + 1
 
 
 def joined(parts: Sequence[Runs]) -> Runs:
@@ -157,6 +178,8 @@ def _checked(path: Path, number: int, row: dict[str, str | None]) -> dict[str, A
     found: dict[str, Any] = {name: _word(path, number, name, row[name]) for name in _WORDS}
     for name in (*_POSITIVE, *_FROM_ZERO):
         found[name] = _number(path, number, name, row[name])
+    if _COUNTED in row:
+        found["flops"] = _number(path, number, _COUNTED, row[_COUNTED])
     _check_tables(path, number, found)
     return found
 
@@ -174,8 +197,9 @@ def _number(path: Path, number: int, name: str, text: str | None) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    least = "above 0" if name in _POSITIVE else "from 0"
-    if not math.isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
+    positive = name in (*_POSITIVE, _COUNTED)
+    least = "above 0" if positive else "from 0"
+    if not math.isfinite(value) or value < 0 or (value == 0 and positive):
         raise _refused(path, number, name, text, f"a finite number {least}")
     if name == "rho" and value > 1:
         raise _refused(path, number, name, text, "a number from 0 to 1")

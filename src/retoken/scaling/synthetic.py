@@ -20,6 +20,8 @@ class Noise:
     """Standard deviation of each run's own."""
     pair: float = 0.003
     """Of what the runs of one size, budget and seed share: backbone start and data order."""
+    seed: float = 0.0
+    """Of what all runs of a seed share: no bootstrap over a few seeds can see it."""
     outliers: float = 0.0
     """Share of runs that lie ten times as far off."""
 
@@ -51,12 +53,12 @@ def draw(law: Law, gains: Mapping[str, Gain], design: Design, noise: Noise, seed
         seed: Of the noise; the same one gives the same runs.
     """
     rng = np.random.default_rng(seed)
-    rows = []
+    whole, rows = noise.seed * rng.standard_normal(design.seeds), []
     for budget in design.budgets:
         best = float(law.optimal_params(budget, design.cost))
         for span in sorted({*design.spans, *(design.attached_spans if design.attached else ())}):
             for number in range(design.seeds):
-                shared = noise.pair * rng.standard_normal()
+                shared = whole[number] + noise.pair * rng.standard_normal()
                 for variant, eta, rho in _settings(design, span):
                     factor = gains[variant].factor(eta, rho) if eta else 1.0
                     size = best * span
