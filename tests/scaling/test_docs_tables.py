@@ -1,12 +1,16 @@
 """docs/scaling.md says what the studies' files and the published numbers say."""
 
 import csv
+import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from retoken.scaling import published
 from retoken.scaling.gamma import FORMS
-from retoken.scaling.runs import COLUMNS
+from retoken.scaling.runs import COLUMNS, Runs, write
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
@@ -71,6 +75,15 @@ def test_jtoks_lines() -> None:
         gap = f"{found.gap:.4f}".removeprefix("0")
         cells = (gap, f"{found.loss_reduction:.2f} %", f"{found.compute_saved:.1f} %")
         assert f"| {C:.0e} | {' | '.join(cells)} |".replace("e+", "e") in PAGE
+
+
+def test_the_pages_python_runs(noisy: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "runs.csv", noisy)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "block", "exec"), names)
+    assert names["mort"].loss.interval.holds(names["mort"].loss.value)
 
 
 def test_every_column_is_on_the_page() -> None:

@@ -38,7 +38,7 @@ class ScalingFit(FitOptions):
     interval: Literal["percentile", "bca"] = "percentile"
     """How intervals are taken from the bootstrap's draws."""
     out: Path | None = None
-    """File for `retoken scaling predict --fit`."""
+    """File of the fit, which `retoken scaling predict` reads."""
     json: bool = False
     """Print one JSON object, numbers in full."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ def show_published(found: Mapping[str, Any]) -> None:
     _print(console, _form_table(found))
     least = found["least_worst_half_units"]
     console.print(f"no gamma with one exponent misses by less than {least:.2f} half units of the last digit")
+    _print(console, _size_table(found["sizes"]))
     _print(console, _line_table(found["jtok"]))
     claim, need = found["jtok"]["claimed"], found["jtok"]["gap_for_claim"]
     console.print(
@@ -135,7 +137,7 @@ def _profile(ends: Mapping[str, float | None]) -> str:
 
 def _gain_table(found: Mapping[str, Any]) -> Table:
     spans = f"{found['level']:.0%} interval"
-    forms = ", ".join(f"{name} {each['form']}" for name, each in found["gains"].items())
+    forms = "; ".join(f"{name} {_form(each)}" for name, each in found["gains"].items())
     table = _table("variant", "eta", "rho", "gamma", spans, "1 + gamma eta", spans, title=f"gamma: {forms}")
     for name, gain in found["gains"].items():
         for each in gain["settings"]:
@@ -146,6 +148,17 @@ def _gain_table(found: Mapping[str, Any]) -> Table:
                 *(f"{factor['value']:.3f}", _span(factor["interval"])),
             )
     return table
+
+
+def _form(gain: Mapping[str, Any]) -> str:
+    """Its name, with what bends it."""
+    bend = {
+        "constant": "",
+        "power": f", q {gain['shape']:.3g}",
+        "saturating": f", s {math.exp(gain['shape']):.3g}",
+        "log": f", s {math.exp(gain['shape']):.3g}",
+    }
+    return f"{gain['form']}{bend[gain['form']]}" + (f", r {gain['rho_s']:.3g}" if gain["rho_s"] else "")
 
 
 def _scatter(found: Mapping[str, Any]) -> str:
@@ -204,6 +217,16 @@ def _form_table(found: Mapping[str, Any]) -> Table:
     for form, each in found["forms"].items():
         errors = ", ".join(f"{error:+.3f}" for error in each["left_out_ratio_errors"].values())
         table.add_row(form, f"{each['exponent']:.4f}", f"{each['worst_half_units']:.2f}", errors)
+    return table
+
+
+def _size_table(sizes: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table(
+        "backbone", "gain", "relative", "so the baseline's loss", title="Appendix H, (50, 0.5), 100B tokens"
+    )
+    for each in sizes:
+        numbers = (f"{each['gain']:.3f}", f"{each['relative']:g} %", f"{each['base_loss']:.3f}")
+        table.add_row(each["backbone"], *numbers)
     return table
 
 
