@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from retoken.errors import DataError
 from retoken.scaling import frontier, naive
-from retoken.scaling.etalaw import fit_eta_law
+from retoken.scaling.etalaw import eta_laws, fit_eta_law
 from retoken.scaling.gamma import FORMS, Gain, rho_shape, shape
 from retoken.scaling.laws import PAPER_COST, Chinchilla, Cost, Kaplan
+from retoken.scaling.runs import Runs
 
 ROOT = Path(__file__).parents[2]
 constants = st.fixed_dictionaries(
@@ -164,6 +165,15 @@ def test_the_law_of_eta() -> None:
     assert fit_eta_law(eta[:2], [2.0, 1.9]).r_squared is None
     with pytest.raises(DataError, match="accepted: at least 2"):
         fit_eta_law([30.0, 30.0], [2.0, 1.9])
+
+
+def test_laws_of_eta_of_a_study(exact: Runs) -> None:
+    found = eta_laws(exact, "mort")
+    assert len(found) == 5
+    for (size, tokens), law in found.items():
+        here = exact.pick((exact.compute_params == size) & (exact.tokens == tokens) & (exact.rho == 1))
+        assert law.r_squared is not None and law.r_squared > 0.98
+        assert law.per_doubling == pytest.approx(np.polyfit(np.log2(here.eta), here.loss, 1)[0])
 
 
 def test_every_naive_equation_is_in_the_papers_map_at_its_number() -> None:

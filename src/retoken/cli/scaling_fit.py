@@ -13,6 +13,7 @@ from retoken.cli.options import as_json
 from retoken.cli.scaling_options import FitOptions, check_level
 from retoken.errors import ConfigError, DataError
 from retoken.scaling.costs import over_convention, overhead
+from retoken.scaling.etalaw import eta_laws
 from retoken.scaling.fit import Fit
 from retoken.scaling.heldout import Score, compare
 from retoken.scaling.identify import condition, profile, seed_spread
@@ -149,12 +150,23 @@ def _gain(fitted: Fit, model: Model, variant: str, estimate: Any) -> dict[str, A
                 "factor": estimate(lambda law, gains, e=eta, r=rho: gains[variant].factor(e, r)),
             }
         )  # fmt: skip
+    laws = eta_laws(fitted.runs, variant)
+    doublings = [
+        {
+            "compute_params": size,
+            "tokens": tokens,
+            "per_doubling": each.per_doubling,
+            "r_squared": each.r_squared,
+        }
+        for (size, tokens), each in laws.items()
+    ]
     numbers = {"gain": gain.gain, "shape": gain.shape, "rho_s": gain.rho_s}
     return {
         "form": gain.form,
         "at": gain.at,
         **{name: float(value) for name, value in numbers.items()},
         "settings": settings,
+        "eta_laws": doublings,
     }
 
 

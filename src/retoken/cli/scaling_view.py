@@ -38,6 +38,8 @@ def show_fit(found: Mapping[str, Any]) -> None:
     _print(console, _constant_table(found))
     if found["gains"]:
         _print(console, _gain_table(found))
+        for name, gain in found["gains"].items():
+            _show_doublings(console, name, gain["eta_laws"])
     console.print(f"\n{_scatter(found)}")
     console.print(_flops(found["flops"]))
     _show_isocompute(console, found["isocompute"])
@@ -148,6 +150,17 @@ def _gain_table(found: Mapping[str, Any]) -> Table:
                 *(f"{factor['value']:.3f}", _span(factor["interval"])),
             )
     return table
+
+
+def _show_doublings(console: Console, name: str, laws: Sequence[Mapping[str, Any]]) -> None:
+    """JTok's law of eta, at each N_c and D that has several."""
+    if laws:
+        slopes = [each["per_doubling"] for each in laws]
+        ends = f"{min(slopes):+.4f} to {max(slopes):+.4f}" if len(slopes) > 1 else "one size"
+        mean = sum(slopes) / len(slopes)
+        console.print(
+            f"{name}, a doubling of eta at one N_c and D: {mean:+.4f} nats ({ends}; {len(slopes)} sizes)"
+        )
 
 
 def _form(gain: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from retoken.errors import DataError
 from retoken.scaling.laws import Number
+from retoken.scaling.runs import Runs, different
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,3 +41,20 @@ def fit_eta_law(eta: Number, loss: Number) -> EtaLaw:
     total = float(((y - y.mean()) ** 2).sum())
     share = 1 - float((rest**2).sum()) / total if y.size > 2 and total > 0 else None
     return EtaLaw(intercept=float(y.mean() - slope * x.mean()), per_doubling=slope, r_squared=share)
+
+
+def eta_laws(runs: Runs, variant: str) -> dict[tuple[float, float], EtaLaw]:
+    """The law at each (N_c, tokens) where a variant has two eta or more, rho the largest there.
+
+    Args:
+        runs: Of one backbone.
+        variant: Which.
+    """
+    ours = runs.of_variant(variant)
+    found = {}
+    for size, tokens in sorted(set(zip(ours.compute_params, ours.tokens, strict=True))):
+        here = ours.pick((ours.compute_params == size) & (ours.tokens == tokens))
+        here = here.pick(here.rho >= here.rho.max() - 1e-9)
+        if different(here.eta) > 1:
+            found[float(size), float(tokens)] = fit_eta_law(here.eta, here.loss)
+    return found
