@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +45,10 @@ class StudyView(View):
         done = {row.id for row in rows}
         left = [cell for cell in plan.cells if cell.id not in done]
         hours = plan.hours(left, self._jobs)
-        print(
-            f"{len(done)} of {len(done) + len(left)} runs, about {hours:.2f} h left",
-            file=sys.stderr,
-            flush=True,
-        )
+        said = f"{len(done)} of {len(done) + len(left)} runs, about {hours:.2f} h left"
+        if said != self._far:
+            self._far = said
+            self._console.print(said, highlight=False)
 
     def label(self, key: RunKey) -> str:
         """The whole id."""

@@ -1,4 +1,4 @@
-"""What is asked of a scaling study: budgets, sizes, variants, controls, and the one recipe of all its runs."""
+"""What is asked of a scaling study: budgets, sizes, variants, controls, and one recipe for all runs."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ class StudyConfig:
         known = {field.name for field in fields(cls)}
         for name in [*(set(values) - known), *(known - set(values))]:
             raise ConfigError(f"option {name!r} of a study is {'unknown' if name in values else 'missing'}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**read)
 
 
 def fraction(text: str) -> Fraction:

@@ -1,4 +1,4 @@
-"""The runs of a study: isocompute grids, variants and controls at their optima (the four stages of Sec. 4.3.1).
+"""The runs of a study: isocompute grids, variants and controls at their optima (the stages of Sec. 4.3.1).
 
 What depends on the grid's results is planned twice: provisionally, at the middle size of each budget, so that
 its cost is known; and for good, once the grid of that budget is finished.

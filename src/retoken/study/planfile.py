@@ -1,4 +1,4 @@
-"""``plan.json``: a study, its data, its runs and their cost; written atomically, refused where it is not ours."""
+"""``plan.json``: a study, its data, its runs and their cost; written atomically."""
 
 from __future__ import annotations
 
