@@ -55,7 +55,7 @@ def test_a_foreign_file_is_refused(plan: Plan, tmp_path: Path, change: dict, sai
     with pytest.raises(CheckpointError, match=said):
         Plan.read(path)
     path.write_text("{")
-    with pytest.raises(CheckpointError, match="plan.json"):
+    with pytest.raises(CheckpointError, match=r"plan\.json"):
         Plan.read(path)
 
 
