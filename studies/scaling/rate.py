@@ -21,9 +21,9 @@ TABLE = Path(__file__).with_name("rates.csv")
 COLUMNS = ("preset", "lr", "steps", "loss")
 STEPS = 500
 RATES = {
-    "llama-64x4": (4e-3, 8e-3, 1.6e-2, 3.2e-2),
+    "llama-64x4": (4e-3, 6e-3, 8e-3, 1.6e-2, 3.2e-2),
     "llama-32x3": (8e-3, 1.6e-2, 3.2e-2),
-    "llama-96x5": (2.7e-3, 5.3e-3, 1.07e-2),
+    "llama-96x5": (4e-3, 1.3e-3, 2.7e-3, 5.3e-3),
 }
 
 

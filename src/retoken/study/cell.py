@@ -19,6 +19,7 @@ Stage = Literal["baseline", "optimum", "frontier", "ratio", "sparsity", "stored"
 STAGES: tuple[str, ...] = get_args(Stage)
 """In the order they are run: the grid; its best sizes on more seeds; ReToken and MoRT there; more tables;
 fewer of their rows used; and the two controls."""
+CONTROLS = ("stored", "time")
 KAPLAN_FLOPS = 6
 """Kaplan's training FLOPs per activated parameter and token: 2 forward, 4 backward."""
 

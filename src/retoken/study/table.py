@@ -11,7 +11,7 @@ from typing import Any
 from retoken.checkpoint.files import atomic_file, writing
 from retoken.compare.runs import RunRecord
 from retoken.errors import CheckpointError
-from retoken.study.cell import Cell
+from retoken.study.cell import CONTROLS, Cell
 
 TABLE = "runs.csv"
 
@@ -25,7 +25,7 @@ class Row:
     stage: str
     """Which part of the study it belongs to, see `retoken.study.cell.STAGES`."""
     variant: str
-    """"baseline", "retoken" or "mort"."""
+    """"baseline", "retoken" or "mort"; of a control, a baseline off its budget's isocompute curve, its stage."""
     backbone: str
     """"dense" or "mixture"."""
     budget: float
@@ -63,6 +63,8 @@ class Row:
     def of(cls, cell: Cell, record: RunRecord) -> Row:
         """What a finished run came to."""
         own = {f.name: getattr(cell, f.name) for f in fields(cls) if hasattr(cell, f.name)}
+        if cell.stage in CONTROLS:
+            own["variant"] = cell.stage
         own |= {"tokens": record.tokens, "flops_counted": record.flops_per_token * record.tokens}
         return cls(
             **own,
