@@ -19,24 +19,24 @@ from retoken.train.loop import train
 
 TABLE = Path(__file__).with_name("rates.csv")
 COLUMNS = ("preset", "lr", "steps", "loss")
-STEPS = 500
-RATES = {
-    "llama-64x4": (4e-3, 6e-3, 8e-3, 1.6e-2, 3.2e-2),
-    "llama-32x3": (8e-3, 1.6e-2, 3.2e-2),
-    "llama-96x5": (4e-3, 1.3e-3, 2.7e-3, 5.3e-3),
+TRIALS = {
+    "llama-64x4": (800, (4e-3, 8e-3, 1.6e-2)),
+    "llama-32x3": (1200, (8e-3, 1.6e-2, 3.2e-2)),
+    "llama-96x5": (500, (2.7e-3, 5.3e-3, 1.07e-2)),
 }
+"""{backbone: (steps, rates)}; 2048 tokens a step."""
 
 
-def run_one(job: tuple[str, float, Path, Path]) -> dict[str, str]:
+def run_one(job: tuple[str, int, float, Path, Path]) -> dict[str, str]:
     """Train one backbone at one rate, with the study's recipe, on its first seed."""
-    preset, lr, data, work = job
+    preset, steps, lr, data, work = job
     study = StudyConfig()
     result = train(
         TrainConfig(
             out=work / f"{preset}-{lr:g}",
             data=data,
             preset=preset,
-            steps=STEPS,
+            steps=steps,
             batch_size=study.batch_size,
             context_length=study.context_length,
             lr=lr,
@@ -49,7 +49,7 @@ def run_one(job: tuple[str, float, Path, Path]) -> dict[str, str]:
             threads=1,
         )
     )
-    return {"preset": preset, "lr": repr(lr), "steps": str(STEPS), "loss": f"{result.val_loss:.4f}"}
+    return {"preset": preset, "lr": repr(lr), "steps": str(steps), "loss": f"{result.val_loss:.4f}"}
 
 
 def known() -> list[dict[str, str]]:
@@ -62,7 +62,7 @@ def known() -> list[dict[str, str]]:
 
 def write(rows: list[dict[str, str]]) -> None:
     """All runs so far."""
-    order = list(RATES)
+    order = list(TRIALS)
     with atomic_file(TABLE) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -80,10 +80,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = known()
     done = {(row["preset"], float(row["lr"])) for row in rows}
-    pairs = [(preset, lr) for preset, rates in RATES.items() for lr in rates]
-    jobs = [(*pair, args.data, args.work) for pair in pairs if pair not in done]
+    trials = [(preset, steps, lr) for preset, (steps, rates) in TRIALS.items() for lr in rates]
+    jobs = [(*trial, args.data, args.work) for trial in trials if (trial[0], trial[2]) not in done]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for row in pool.imap(run_one, jobs):
+        for row in pool.imap_unordered(run_one, jobs):
             rows.append(row)
             write(rows)
             print(row, flush=True)

@@ -25,7 +25,7 @@ class Row:
     stage: str
     """Which part of the study it belongs to, see `retoken.study.cell.STAGES`."""
     variant: str
-    """"baseline", "retoken" or "mort"; of a control, a baseline off its budget's isocompute curve, its stage."""
+    """"baseline", "retoken" or "mort"; of a control, which lies on no isocompute curve, its stage."""
     backbone: str
     """"dense" or "mixture"."""
     budget: float
