@@ -12,7 +12,10 @@ from pathlib import Path
 import retoken
 from retoken.cli.main import VERBS, main
 
-SECOND_WORDS = {"bench": ("train", "decode", "lookup", "optimizer", "exchange")}
+SECOND_WORDS = {
+    "bench": ("train", "decode", "lookup", "optimizer", "exchange"),
+    "scaling": ("plan", "run"),
+}
 SNAPSHOT = Path(__file__).with_name("surface.txt")
 
 
