@@ -110,7 +110,7 @@ class _Builder:
 
     def _sizes(self, backbone: Any, budget: float) -> list[Shape]:
         study = self.study
-        middle = math.sqrt(budget / (KAPLAN_FLOPS * study.tokens_per_param))
+        middle = self._middle(budget)
         steps = [i - (study.sizes_per_budget - 1) / 2 for i in range(study.sizes_per_budget)]
         wanted = sorted(study.sizes) or [middle * study.spacing**step for step in steps]
         found: dict[Shape, float] = {}
@@ -136,6 +136,15 @@ class _Builder:
             )
         self.wanted |= {self._baseline(shape, budget, 0).name: size for shape, size in found.items()}
         return list(found)
+
+    def _middle(self, budget: float) -> float:
+        """N_c whose tokens are `tokens_per_param` times as many; of counted FLOPs, by those of the head."""
+        paid = budget / (KAPLAN_FLOPS * self.study.tokens_per_param)
+        size = math.sqrt(paid)
+        for _ in range(50 if self.study.flops == "counted" else 0):
+            head = self.data.vocab_size * shapes.usual_width(size)
+            size = math.sqrt(size * paid / (size + head))  # N (N + V d) = paid, by damped steps
+        return size
 
     def _tokens(self, shape: Shape, budget: float) -> float:
         """D of a budget, by the study's rule."""

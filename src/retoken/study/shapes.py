@@ -73,9 +73,14 @@ def _miss(shape: Shape, compute_params: float) -> float:
     return size + ASPECT_WEIGHT * abs(math.log2(shape.width / shape.layers / ASPECT))
 
 
+def usual_width(compute_params: float) -> float:
+    """A block has about 12 width squared, so at an aspect of 16 the width is (16 N_c / 12) ** (1/3)."""
+    return (ASPECT * compute_params / 12) ** (1 / 3)
+
+
 def _candidates(backbone: BackboneName, compute_params: float) -> list[Shape]:
-    """Shapes around: a block has about 12 width squared, so the width is about (16 N_c / 12) ** (1/3)."""
-    middle = (ASPECT * compute_params / 12) ** (1 / 3)
+    """Shapes around."""
+    middle = usual_width(compute_params)
     widths = [w for w in range(16, max(32, int(2 * middle)) + 33, 16) if w % ladder.width_step(w) == 0]
     wanted = [w for w in widths if 0.5 * middle <= w <= 2 * middle] or widths[:1]
     depths = {w: max(LEAST_LAYERS, round(compute_params / (12 * w * w))) for w in wanted}
