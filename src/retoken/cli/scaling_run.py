@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from retoken.cli.options import as_json
 from retoken.errors import ConfigError
 from retoken.study.folder import StudyFolder
-from retoken.study.planfile import Plan
+from retoken.study.planfile import Plan, merged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class ScalingRun:
             if self.plan is not None:
                 other = Plan.read(self.plan)
                 own.refuse_other(folder.plan, other.study, other.data)
+                return replace(own, cells=merged(own.cells, other.cells))
             return own
         if self.plan is None:
             raise ConfigError(
