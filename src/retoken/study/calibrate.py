@@ -1,7 +1,8 @@
 """Measured speeds of a study's runs: the real training step, a few times, as many at once as will run.
 
 ``python -m retoken.study.calibrate`` takes ``{"runs": [TrainConfig.to_dict()]}`` on stdin and prints one JSON
-object; what libraries print goes to stderr.
+object; what libraries print goes to stderr. Other processes on the machine do not count: where they hold the
+cores, the CPU seconds of a step are fewer than those of the clock, and the fewer are taken.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(out)
 
 
-def _measure(runs: Sequence[dict[str, Any]], began: float) -> dict[str, Any]:
+def _measure(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     from retoken.train import setup
     from retoken.train.bench import BareLoop
     from retoken.train.config import TrainConfig
@@ -100,32 +101,31 @@ def _measure(runs: Sequence[dict[str, Any]], began: float) -> dict[str, Any]:
         store = setup.open_store(configs[0])
         for config in configs:
             loop = BareLoop(config, store, world, batches=4)
-            start = start or time.perf_counter() - began
+            start = start or time.process_time()  # since the interpreter began
             loop.train(WARM_UP, clip=True)
-            turns = [_turn(loop) for _ in range(TURNS)]
+            turns = [_turn(loop, max(1, config.threads)) for _ in range(TURNS)]
             seconds.append(statistics.median(turns) / config.tokens_per_step)
             del loop
     return {"seconds": seconds, "start_seconds": start}
 
 
-def _turn(loop: Any) -> float:
+def _turn(loop: Any, threads: int) -> float:
     """Seconds a step."""
-    steps, began = 0, time.perf_counter()
+    steps, began, before = 0, time.perf_counter(), time.process_time()
     while (spent := time.perf_counter() - began) < TURN_SECONDS or not steps:
         loop.train(1, clip=True)
         steps += 1
-    return spent / steps
+    return min(spent, (time.process_time() - before) / threads) / steps
 
 
 def main() -> int:
     """Measure what is on stdin."""
-    began = time.perf_counter()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     from retoken.errors import RetokenError
 
     try:
-        answers.write(json.dumps(_measure(json.load(sys.stdin)["runs"], began)))
+        answers.write(json.dumps(_measure(json.load(sys.stdin)["runs"])))
         answers.flush()
         return 0
     except RetokenError as error:
