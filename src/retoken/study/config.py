@@ -61,7 +61,7 @@ class StudyConfig:
     """Sequences per optimizer step, the same for every run."""
     context_length: int = 128
     """Tokens per sequence."""
-    lr: float = 6e-3
+    lr: float = 8e-3
     """Peak learning rate at width `lr_width`; see studies/scaling."""
     lr_width: int = 64
     """The width `lr` was tuned at."""
