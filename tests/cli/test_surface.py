@@ -14,7 +14,7 @@ from retoken.cli.main import VERBS, main
 
 SECOND_WORDS = {
     "bench": ("train", "decode", "lookup", "optimizer", "exchange"),
-    "scaling": ("fit", "predict", "plot"),
+    "scaling": ("plan", "run", "fit", "predict", "plot"),
 }
 SNAPSHOT = Path(__file__).with_name("surface.txt")
 

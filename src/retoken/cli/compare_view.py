@@ -68,6 +68,10 @@ class View:
             said["state"] = ""
         self._show(key, kind, event.get("step"))
 
+    def label(self, key: RunKey) -> str:
+        """How a run is called."""
+        return f"{title(key.name)}, seed {key.seed}"
+
     def _show(self, key: RunKey, kind: str, step: int | None) -> None:
         said = self._said[key]
         text = "  ".join(said[part] for part in ("loss", "val", "speed", "state") if said.get(part))
@@ -75,9 +79,7 @@ class View:
             self._line(key, kind, step, text)
             return
         if key not in self._tasks:
-            self._tasks[key] = self._progress.add_task(
-                f"{title(key.name)}, seed {key.seed}", total=None, said=""
-            )
+            self._tasks[key] = self._progress.add_task(self.label(key), total=None, said="")
         self._progress.update(self._tasks[key], total=self._total.get(key), completed=step, said=text)
 
     def _line(self, key: RunKey, kind: str, step: int | None, text: str) -> None:

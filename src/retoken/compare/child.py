@@ -1,8 +1,8 @@
 """One run in a process of its own, so that its memory and threads are its own.
 
-``python -m retoken.compare.child`` takes its job on stdin, as JSON: ``{"train": TrainConfig.to_dict()}``.
-Events go out as JSON lines on stdout; what libraries print goes to stderr. Exit codes are those of the
-command line.
+``python -m retoken.compare.child`` takes its job on stdin, as JSON: ``{"train": TrainConfig.to_dict(),
+"samples": bool}``. Events go out as JSON lines on stdout; what libraries print goes to stderr. Exit codes are
+those of the command line.
 """
 
 import json
@@ -43,7 +43,7 @@ def _work(job: dict[str, Any], emit: Emit) -> None:
 
     config = TrainConfig.from_dict(job["train"])
     train(config, on_event=emit)
-    if not (Path(config.out) / SAMPLES_FILE).exists():
+    if job.get("samples", True) and not (Path(config.out) / SAMPLES_FILE).exists():
         emit({"kind": "samples"})
         write_samples(Path(config.out), config.data)
 

@@ -30,12 +30,19 @@ class _Child:
 class _Failed(Exception):
     """A child ended with an error; the others are stopped before it is told."""
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def __init__(self, key: RunKey, error: Exception) -> None:
+        self.key, self.error = key, error
 
 
 def launch(
-    jobs: Mapping[RunKey, TrainConfig], *, at_once: int, on_event: OnEvent, on_done: Callable[[RunKey], Any]
+    jobs: Mapping[RunKey, TrainConfig],
+    *,
+    at_once: int,
+    on_event: OnEvent,
+    on_done: Callable[[RunKey], Any],
+    on_failed: Callable[[RunKey, Exception], Any] | None = None,
+    may_start: Callable[[], bool] = lambda: True,
+    samples: bool = True,
 ) -> None:
     """Run every job, the first ones first.
 
@@ -46,6 +53,9 @@ def launch(
         at_once: How many together.
         on_event: Called in this thread with every event of every run.
         on_done: Called in this thread when a run has finished.
+        on_failed: Called when a run has failed, and the others go on; None: they stop.
+        may_start: Asked before each run; once it says no, what is running is finished and nothing else begun.
+        samples: Whether every trained model writes texts, too.
 
     Raises:
         RetokenError: As the failing run raised it.
@@ -57,12 +67,21 @@ def launch(
         try:
             while waiting or running:
                 while waiting and len(running) < at_once and not stop.requested:
+                    if not may_start():
+                        waiting.clear()
+                        break
                     key = waiting.pop(0)
                     on_event(key, {"kind": "launch"})
-                    running[key] = _start(key, jobs[key], inbox)
+                    running[key] = _start(key, jobs[key], inbox, samples)
                 if stop.requested:
                     raise KeyboardInterrupt
-                _handle(inbox, running, on_event, on_done)
+                try:
+                    _handle(inbox, running, on_event, on_done)
+                except _Failed as failed:
+                    if on_failed is None:
+                        raise
+                    _bury(running.pop(failed.key, None))
+                    on_failed(failed.key, failed.error)
         except (_Failed, KeyboardInterrupt) as stopped:
             _stop(running.values(), on_event)
             if isinstance(stopped, _Failed):
@@ -72,7 +91,9 @@ def launch(
             _kill(running.values())
 
 
-def _start(key: RunKey, config: TrainConfig, inbox: "queue.Queue[tuple[RunKey, dict[str, Any]]]") -> _Child:
+def _start(
+    key: RunKey, config: TrainConfig, inbox: "queue.Queue[tuple[RunKey, dict[str, Any]]]", samples: bool
+) -> _Child:
     log = config.out.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stderr:
@@ -83,7 +104,7 @@ def _start(key: RunKey, config: TrainConfig, inbox: "queue.Queue[tuple[RunKey, d
         )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(json.dumps({"train": config.to_dict()}))
+        process.stdin.write(json.dumps({"train": config.to_dict(), "samples": samples}))
         process.stdin.close()
     except BrokenPipeError:
         pass  # it died at once; its exit code and log tell
@@ -104,8 +125,10 @@ def _handle(
         key, event = inbox.get(timeout=0.2)
     except queue.Empty:
         return
+    if key not in running:
+        return  # last words of a run that was given up
     if event["kind"] == "error":
-        raise _Failed(_error(key, event))
+        raise _Failed(key, _error(key, event))
     if event["kind"] != _EXIT:
         on_event(key, event)
         return
@@ -113,10 +136,18 @@ def _handle(
     if event["code"] == 130:
         raise KeyboardInterrupt
     if event["code"] != 0:
-        raise _Failed(RuntimeError(f"run {key.label} broke down ({_ended(event['code'])}); see {child.log}"))
+        ended = _ended(event["code"])
+        raise _Failed(key, RuntimeError(f"run {key.label} broke down ({ended}); see {child.log}"))
     child.log.unlink(missing_ok=True)
     on_event(key, {"kind": "done"})
     on_done(key)
+
+
+def _bury(child: _Child | None) -> None:
+    """A run that told its error is on its way out."""
+    if child is not None:
+        child.process.wait()
+        child.log.unlink(missing_ok=True)
 
 
 def _error(key: RunKey, event: Mapping[str, Any]) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from retoken.errors import ConfigError
-from retoken.presets import cpu, paper
+from retoken.presets import cpu, ladder, paper
 from retoken.presets.count import Backbone, Counts, count
 from retoken.presets.recipe import Preset, Recipe
 
@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Preset:
-    """The preset of that name, in whatever case.
+    """The preset of that name, in whatever case; or the backbone a name like ``llama-64x4`` spells out.
 
     Raises:
         ConfigError: there is none; the message lists the names and the closest.
@@ -31,6 +31,10 @@ def get(name: str) -> Preset:
     known = {preset.name: preset for preset in presets()}
     if name.lower() in known:
         return known[name.lower()]
+    if spelled := ladder.named(name.lower()):
+        return spelled
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise ConfigError(f"preset is {name!r}{hint}; accepted: {', '.join(known)}")
+    raise ConfigError(
+        f"preset is {name!r}{hint}; accepted: {', '.join(known)}, llama-WIDTHxLAYERS, moe-WIDTHxLAYERS"
+    )

@@ -43,6 +43,10 @@ class Counts:
     """Rows used per token over rows owned: K / n_e with MoRT, 1 with ReToken, 0 with nothing attached."""
     backbone_flops_per_token: float
     """Training FLOPs per token of the backbone, see `backbone_flops`."""
+    head_flops_per_token: float
+    """Of these, the head's."""
+    attention_flops_per_token: float
+    """Of these, attention's scores and weighted sums, which grow with the context."""
     table_flops_per_token: float
     """Training FLOPs per token of the attached modulators, see `table_flops`."""
 
@@ -67,13 +71,19 @@ class Counts:
         return self.table_params / self.compute_params
 
     @property
+    def kaplan_flops_per_token(self) -> int:
+        """6 N_c: training FLOPs per token as Sec. 3.4 and Kaplan count them, without head and attention."""
+        return 2 * TRAINING * self.compute_params
+
+    @property
     def flops_per_token(self) -> float:
         """Training FLOPs per token with what is attached."""
         return self.backbone_flops_per_token + self.table_flops_per_token
 
     def to_dict(self) -> dict[str, int | float]:
         """Every number by name."""
-        derived = ("total_params", "compute_params", "stored_params", "eta", "flops_per_token")
+        derived = ("total_params", "compute_params", "stored_params", "eta", "kaplan_flops_per_token")
+        derived += ("flops_per_token",)
         return {**asdict(self), **{name: getattr(self, name) for name in derived}}
 
 
@@ -86,6 +96,10 @@ class Backbone:
     activated_params: int
     flops_per_token: float
     """Of a forward pass."""
+    head_flops: float
+    """Of these, the head's."""
+    attention_flops: float
+    """Of these, attention's."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -111,6 +125,8 @@ class Backbone:
             embedding_params=sum(p.numel() for p in _embedding_parameters(model).values()),
             activated_params=sum(_activated(name, p, text) for name, p in own),
             flops_per_token=backbone_flops(model, text, context),
+            head_flops=head_flops(model),
+            attention_flops=attention_flops(text, context),
             vocab_size=model.get_input_embeddings().weight.shape[0],
             hidden_size=text.hidden_size,
             num_layers=text.num_hidden_layers,
@@ -127,6 +143,8 @@ class Backbone:
             other_params=modulator.other_params(*depth) if modulator else 0,
             rho=_rho(modulator),
             backbone_flops_per_token=TRAINING * self.flops_per_token,
+            head_flops_per_token=TRAINING * self.head_flops,
+            attention_flops_per_token=TRAINING * self.attention_flops,
             table_flops_per_token=TRAINING * table_flops(modulator, *depth),
         )
 
@@ -170,19 +188,29 @@ def build_on_meta(config: PretrainedConfig) -> Any:
 def backbone_flops(model: Any, text: Any, context_length: int) -> float:
     """Forward FLOPs per token: 2 per activated matrix element, head included and lookups not, plus attention.
 
-    Attention's scores and its weighted sum take 2 FLOPs per channel and visible position each. A token sees
-    (context_length + 1) / 2 positions on average; a sliding window is not taken off. Norms, activations,
-    rotations and softmax, all O(d), are left out.
+    A mixture's router is one of the matrices. Norms, activations, rotations and softmax, all O(d), are left
+    out. It is what PyTorch's own counter finds, but for attention's positions that no token sees.
     """
     lookups = _embedding_parameters(model)
-    head = model.get_output_embeddings().weight
     inside = [
         _activated(name, p, text) for name, p in _backbone(model) if p.ndim >= 2 and id(p) not in lookups
     ]
+    return 2 * sum(inside) + head_flops(model) + attention_flops(text, context_length)
+
+
+def head_flops(model: Any) -> float:
+    """Forward FLOPs per token of the head, tied or not."""
+    return float(2 * model.get_output_embeddings().weight.numel())
+
+
+def attention_flops(text: Any, context_length: int) -> float:
+    """Forward FLOPs per token of scores and weighted sums: 2 per channel and visible position each.
+
+    A token sees (context_length + 1) / 2 positions on average; a sliding window is not taken off.
+    """
     score_width, value_width = _attention_widths(text)
     seen = (context_length + 1) / 2
-    attention = 2 * seen * (score_width + value_width) * text.num_hidden_layers
-    return 2 * (sum(inside) + head.numel()) + attention
+    return 2 * seen * (score_width + value_width) * text.num_hidden_layers
 
 
 def table_flops(modulator: ModulatorConfig | None, hidden_size: int, num_layers: int) -> float:
