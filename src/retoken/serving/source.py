@@ -49,6 +49,14 @@ class PlacedLayer(NamedTuple):
         """Where they lie, on a CPU."""
         return self.fetch.near(self.layer)
 
+    def resident(self) -> Rows:
+        """Each token's row, arrived."""
+        return self._rows()
+
+    def resident_for(self, chosen: Tensor) -> tuple[Rows, Tensor]:
+        """Each token's rows, arrived, and the same choice."""
+        return self._rows(), chosen
+
     def _rows(self) -> Rows:
         rows, positions = self.fetch.copied(self.layer)
         if torch.is_grad_enabled():
@@ -231,6 +239,11 @@ class PlacedTable(TokenTable):
     def vocab_size(self) -> int:
         """V."""
         return self.source.layout.vocab_size
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.source.layout.width
 
     def reset_parameters(self) -> None:
         """There are none."""

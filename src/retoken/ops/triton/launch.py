@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from contextlib import AbstractContextManager
 from types import ModuleType
 
@@ -29,6 +30,11 @@ def kernels(name: str) -> ModuleType:
         if (error.name or "").split(".")[0] != "triton":
             raise
         raise ImportError("retoken.ops.triton needs Triton: pip install 'triton>=3.5' (Linux)") from error
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; does not import it."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def check_width(width: int) -> None:
