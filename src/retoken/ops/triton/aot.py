@@ -211,4 +211,8 @@ def report(cases: Iterable[Compiled]) -> str:
 
 
 if __name__ == "__main__":
+    from retoken.ops.triton.aot_gather import compile_gathers, report_gathers
+
     print(report(compile_all()))
+    print()
+    print(report_gathers(compile_gathers(ARCHS)))
