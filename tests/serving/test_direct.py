@@ -1,4 +1,4 @@
-"""The device's gather without a device: interpreted in a process of its own, compiled, and what it falls back to."""
+"""The device's gather without a device: interpreted in its own process, compiled, and what it falls back to."""
 
 import os
 import re
@@ -11,12 +11,12 @@ import torch
 
 pytest.importorskip("triton")
 
-import retoken  # noqa: E402
-from retoken.errors import ConfigError  # noqa: E402
-from retoken.ops.triton import Parts, aot_gather, gather_parts  # noqa: E402
-from retoken.serving import direct  # noqa: E402
-from retoken.serving.direct import DeviceStage  # noqa: E402
-from retoken.serving.layout import RecordLayout  # noqa: E402
+import retoken
+from retoken.errors import ConfigError
+from retoken.ops.triton import Parts, aot_gather, gather_parts
+from retoken.serving import direct
+from retoken.serving.direct import DeviceStage
+from retoken.serving.layout import RecordLayout
 
 ROOT = Path(__file__).parents[2]
 
