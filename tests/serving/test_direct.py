@@ -1,4 +1,4 @@
-"""The device's gather without a device: interpreted in its own process, compiled, and what it falls back to."""
+"""The device's gather without a device: interpreted, compiled, and what it falls back to."""
 
 import os
 import re
