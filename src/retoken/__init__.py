@@ -11,6 +11,7 @@ from retoken.attach import (
     param_groups,
     register_family,
     router_loads,
+    use_kernels,
 )
 from retoken.attach.checkpoint import register_known_families
 from retoken.config import MoRTConfig, ReTokenConfig, config_from_dict
@@ -36,6 +37,7 @@ __all__ = [
     "place",
     "register_family",
     "router_loads",
+    "use_kernels",
 ]
 
 register_known_families(serve_rows_file)

@@ -100,6 +100,23 @@ def randomize(modulators: nn.Module, seed: int = 1) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
 
 
+def round_as_a_gpu_does(monkeypatch: Any) -> None:
+    """Have Triton's interpreter round float32 to bfloat16 to the nearest: alone it cuts the low bits off."""
+    import numpy as np
+    from triton.runtime import interpreter
+
+    cast = interpreter.InterpreterBuilder.cast_impl
+
+    def nearest(self: Any, src: Any, dst_type: Any) -> Any:
+        if str(dst_type.scalar) != "bf16" or str(src.dtype.scalar) != "fp32":
+            return cast(self, src, dst_type)
+        data = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16().view(torch.uint16).numpy()
+        return interpreter.TensorHandle(data.reshape(src.data.shape), dst_type.scalar)
+
+    for name in ("cast_impl", "create_fp_trunc"):
+        monkeypatch.setattr(interpreter.InterpreterBuilder, name, nearest)
+
+
 def aligned(model: Any) -> Any:
     """A loaded model with its weights copied: kernels may round otherwise in a mapped file than in memory."""
     for parameter in model.parameters():

@@ -11,10 +11,10 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from retoken.ops.triton import aot, folded_gate_rows, gate_rows, launch, mix_rows_into  # noqa: E402
+from retoken.ops.triton import aot, folded_gate_rows, folded_row_into, gate_rows, launch, mix_rows_into  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-REGISTERS = {"gate_forward": 64, "folded_forward": 40, "mix_forward": 64}
+REGISTERS = {"gate_forward": 64, "folded_forward": 40, "folded_add_forward": 40, "mix_forward": 64}
 """At most; 128 for the others, so that an SM's 65536 hold two programs of eight warps."""
 
 
@@ -52,7 +52,7 @@ def test_every_kernel_compiles_for_both_architectures(compiled):
     assert {(case.kernel, case.arch) for case in compiled} == {
         (kernel.__name__, arch) for kernel in aot.KERNELS for arch in (80, 90)
     }
-    assert len(compiled) == 28
+    assert len(compiled) == 32
 
 
 def test_nothing_spills_and_registers_leave_room(compiled):
@@ -70,8 +70,9 @@ def test_rows_are_loaded_16_bytes_at_a_time_and_addressed_with_64_bits(compiled)
 def test_bytes_are_the_bound_the_scale_and_a_few_numbers(compiled):
     """Forward, each program loads the scale; backward, its loading and its part of the sum serve 8 tokens."""
     for case in compiled:
-        scale = {"folded_forward": 0, "gate_forward": 4, "mix_forward": 4}.get(case.kernel, 1) * case.width
-        numbers = 8 + 16 * (case.top_k or 0)
+        loads = {"folded_forward": 0, "folded_add_forward": 0, "gate_forward": 4, "mix_forward": 4}
+        scale = loads.get(case.kernel, 1) * case.width
+        numbers = 8 + 16 * (case.top_k or (case.kernel == "folded_add_forward"))
         assert 0 <= case.moved - case.bound - scale <= numbers, case
 
 
@@ -145,6 +146,14 @@ def test_the_cpu_is_refused_where_triton_does_not_interpret(function):
         ValueError, match=r"tensors on cpu: the kernels run on a GPU, or under TRITON_INTERPRET=1"
     ):
         function()
+
+
+def test_folded_rows_refuse_to_lose_a_gradient():
+    table, ids = torch.ones(V, E, D, requires_grad=True), torch.zeros(T, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"gives rows no gradient: call it under torch\.no_grad"):
+        folded_row_into(torch.ones(T, D), table, ids, ids)
+    with pytest.raises(ValueError, match=r"chosen: shape \(3, 1\), expected \(3\)"):
+        folded_row_into(torch.ones(T, D), table, ids, ids.unsqueeze(-1))
 
 
 def test_the_folded_gate_refuses_to_lose_a_gradient():

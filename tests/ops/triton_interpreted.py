@@ -14,7 +14,8 @@ import torch
 from triton.runtime import interpreter
 
 from retoken.ops import naive
-from retoken.ops.triton import folded_gate_rows, gate_rows, launch, mix_rows_into
+from retoken.ops.triton import folded_gate_rows, folded_row_into, gate_rows, launch, mix_rows_into
+from retoken.testing import round_as_a_gpu_does
 
 PAD, V, EPS, GAIN = 17, 11, 1e-6, 2.5
 TOKENS, WIDTHS, DTYPES = (1, 7, 63), (1, 63, 100, 1000), (torch.float32, torch.bfloat16)
@@ -57,16 +58,7 @@ def accesses(monkeypatch):
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch):
     """float32 to bfloat16 to the nearest, as a GPU does: the interpreter cuts the low bits off."""
-    cast = interpreter.InterpreterBuilder.cast_impl
-
-    def nearest(self, src, dst_type):
-        if str(dst_type.scalar) != "bf16" or str(src.dtype.scalar) != "fp32":
-            return cast(self, src, dst_type)
-        data = torch.from_numpy(np.ascontiguousarray(src.data)).bfloat16().view(torch.uint16).numpy()
-        return interpreter.TensorHandle(data.reshape(src.data.shape), dst_type.scalar)
-
-    for name in ("cast_impl", "create_fp_trunc"):
-        monkeypatch.setattr(interpreter.InterpreterBuilder, name, nearest)
+    round_as_a_gpu_does(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +216,21 @@ def test_folded_gate(tokens, width, dtype, accesses):
         close("output", leaves["increment"].double() * (1 + leaves["table"][ids].double()), out)
     moved = sum(len(a.addresses) * a.size for a in accesses)
     assert moved == 3 * tokens * width * dtype.itemsize + 8 * tokens
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize(("tokens", "width"), SHAPES)
+def test_folded_row(tokens, width, dtype, accesses):
+    """MoRT folded with one modulator a token; the increment's gradient is the output's."""
+    ids, chosen = repeated(tokens), choices(tokens, 5, 1).squeeze(-1)
+    leaves = draw(dtype, increment=(tokens, width), table=(V, 5, width))
+    table = leaves["table"].requires_grad_(False)
+    out = folded_row_into(leaves["increment"], table, ids, chosen)
+    close("output", leaves["increment"].double() + table[ids, chosen].double(), out)
+    moved = sum(len(a.addresses) * a.size for a in accesses)
+    assert moved == 3 * tokens * width * dtype.itemsize + 16 * tokens
+    out.backward(grad := inside(torch.randn(tokens, width).to(dtype)))
+    assert torch.equal(leaves["increment"].grad, grad)
 
 
 @pytest.mark.parametrize("name", ["gate", "mix"])

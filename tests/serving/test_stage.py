@@ -14,12 +14,20 @@ class Recorder:
     """A lane that writes down what happens."""
 
     def __init__(self):
-        self.log, self.copies = [], 0
+        self.log, self.copies, self.graph = [], 0, False
 
     def copy(self, to, of):
         to.copy_(of)
         self.copies += 1
         self.log.append("copy")
+
+    def launch(self, act, reads):
+        act()
+        self.copies += 1
+        self.log.append("launch")
+
+    def capturing(self):
+        return self.graph
 
     def mark(self):
         self.log.append(("mark", self.copies))

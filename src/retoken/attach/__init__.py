@@ -5,6 +5,7 @@ from retoken.attach.checkpoint import register_family
 from retoken.attach.families import FAMILIES, Family, decoder_layers
 from retoken.attach.fold import fold
 from retoken.attach.groups import param_groups
+from retoken.attach.kernels import use_kernels
 
 __all__ = [
     "FAMILIES",
@@ -19,4 +20,5 @@ __all__ = [
     "param_groups",
     "register_family",
     "router_loads",
+    "use_kernels",
 ]

@@ -33,6 +33,11 @@ class AbsentTable(TokenTable):
         """V."""
         return self.shape[0]
 
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.shape[-1]
+
     def reset_parameters(self) -> None:
         """There are none."""
 

@@ -1,6 +1,7 @@
 """The two modulators as modules, and the table they ask for rows."""
 
 from retoken.nn.context import Fetch, ForwardContext, RowSource
+from retoken.nn.kernels import Kernels
 from retoken.nn.landing import Landing
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
@@ -12,6 +13,7 @@ __all__ = [
     "Fetch",
     "Fetched",
     "ForwardContext",
+    "Kernels",
     "Landing",
     "MoRT",
     "Modulator",

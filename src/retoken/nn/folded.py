@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from retoken.config import ModulatorConfig, MoRTConfig
-from retoken.nn.landing import Landing, Residual
+from retoken.nn.kernels import OPERATORS, Kernels
+from retoken.nn.landing import Landing
 from retoken.nn.mort import Choice, Router, choice
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import Routing, fused, normalize, residual
+from retoken.ops import Routing, fused, normalize
 from retoken.ops.norm import norm_gain
 from retoken.ops.precision import widen
 
@@ -26,6 +27,7 @@ class FoldedReToken(nn.Module):
 
     def __init__(self, table: TokenTable) -> None:
         super().__init__()
+        self.kernels: Kernels = OPERATORS
         self.table = table.requires_grad_(False)
 
     def lookup(self, ids: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ class FoldedReToken(nn.Module):
 
     def ready(self, rows: Fetched) -> fused.Gate | None:
         """As `ReToken.ready`."""
-        near = rows.near()
+        near = self.kernels.near(rows)
         return near and fused.Gate(near, None, 1.0, 0.0)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
@@ -42,7 +44,7 @@ class FoldedReToken(nn.Module):
         rows = self.table.rows_of(ids, fetched)
         if fused.serves(increment) and (ready := self.ready(rows)):
             return ready(increment)
-        return (widen(increment) * (1 + widen(rows.lookup().to(increment.device)))).to(increment.dtype)
+        return self.kernels.gate(increment, rows, None, 1.0, 0.0)
 
 
 class FoldedMoRT(nn.Module):
@@ -56,6 +58,7 @@ class FoldedMoRT(nn.Module):
     def __init__(self, top_k: int, eps: float, table: TokenTable, router: Router) -> None:
         super().__init__()
         self.top_k, self.eps = top_k, eps
+        self.kernels: Kernels = OPERATORS
         self.table, self.router = table.requires_grad_(False), router.requires_grad_(False)
         self.scale: nn.Parameter | None = None
 
@@ -69,16 +72,15 @@ class FoldedMoRT(nn.Module):
 
     def ready(self, rows: Fetched) -> Choice | None:
         """As `MoRT.ready`."""
-        return choice(rows, self.router, self.top_k, self.scale, 1.0, self.eps)
+        return choice(self.kernels, rows, self.router, self.top_k, self.scale, 1.0, self.eps)
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice (Eq. 3-5)."""
-        rows, scale = self.table.rows_of(ids, fetched), self.scale
+        rows = self.table.rows_of(ids, fetched)
         if fused.serves(hidden) and (ready := self.ready(rows)):
             return ready(hidden)
         routing = self.router(hidden, self.top_k)
-        mixed = rows.mix(routing.chosen_TK, routing.weights_TK).to(hidden.device)
-        return Residual(mixed if scale is None else residual(mixed, scale, 1.0, self.eps)), routing
+        return self.kernels.residual(rows, routing, self.scale, 1.0, self.eps), routing
 
 
 Folded = FoldedReToken | FoldedMoRT
@@ -106,6 +108,12 @@ def build_folded(
 @torch.no_grad()
 def fold_modulator(config: ModulatorConfig, module: nn.Module, num_layers: int) -> Folded:
     """A modulator's folded form (Eq. 8). It takes over the table, whose rows change in place."""
+    folded = _folded(config, module, num_layers)
+    folded.kernels = module.kernels  # pyright: ignore
+    return folded
+
+
+def _folded(config: ModulatorConfig, module: nn.Module, num_layers: int) -> Folded:
     gain = norm_gain(config.norm, module.scale.shape[0])  # pyright: ignore
     if not isinstance(config, MoRTConfig):
         _fold_rows(module.table.weight, module.scale, gain, config.eps)  # pyright: ignore

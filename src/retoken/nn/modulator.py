@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.nn.kernels import OPERATORS, Kernels
 from retoken.nn.table import TableFactory, TokenTable
 
 
@@ -31,6 +32,7 @@ class Modulator(nn.Module):
     ) -> None:
         super().__init__()
         self.eps, self.init_scale = config.eps, config.init_scale
+        self.kernels: Kernels = OPERATORS
         self.table = table(shape, config.init_std, device, dtype)
         self.scale = nn.Parameter(torch.empty(shape[-1], device=device, dtype=dtype))
         nn.init.constant_(self.scale, self.init_scale)

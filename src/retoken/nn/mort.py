@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from retoken.config import MoRTConfig
-from retoken.nn.landing import Landing, Mixture, Residual
+from retoken.nn.kernels import Kernels
+from retoken.nn.landing import Landing, Mixture
 from retoken.nn.modulator import Modulator
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import Routing, fused, residual, route
+from retoken.ops import Routing, fused, route
 from retoken.ops.norm import norm_gain
 
 
@@ -54,7 +55,7 @@ class MoRT(Modulator):
 
     def ready(self, rows: Fetched) -> Choice | None:
         """The choice among these rows, all but the states put together; None: no kernel can read them."""
-        return choice(rows, self.router, self.top_k, self.scale, self.gain, self.eps)
+        return choice(self.kernels, rows, self.router, self.top_k, self.scale, self.gain, self.eps)
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
@@ -62,8 +63,7 @@ class MoRT(Modulator):
         if fused.serves(hidden) and (ready := self.ready(rows)):
             return ready(hidden)
         routing = self.router(hidden, self.top_k)
-        mixed = rows.mix(routing.chosen_TK, routing.weights_TK).to(hidden.device)
-        return Residual(residual(mixed, self.scale, self.gain, self.eps)), routing
+        return self.kernels.residual(rows, routing, self.scale, self.gain, self.eps), routing
 
 
 class Choice:
@@ -83,9 +83,14 @@ class Choice:
 
 
 def choice(
-    rows: Fetched, router: Router, top_k: int, scale: Tensor | None, gain: float, eps: float
+    kernels: Kernels,
+    rows: Fetched,
+    router: Router,
+    top_k: int,
+    scale: Tensor | None,
+    gain: float,
+    eps: float,
 ) -> Choice | None:
     """A layer's choice among these rows; None: no kernel can read them."""
-    wanted = (router.weight,) if scale is None else (router.weight, scale)
-    near = rows.near() if fused.serves(*wanted) else None
+    near = kernels.near(rows, router.weight, scale)
     return near and Choice(fused.Route(router.weight, top_k), fused.Mix(near, scale, gain, eps))

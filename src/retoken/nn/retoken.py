@@ -8,7 +8,7 @@ from torch import Tensor
 from retoken.config import ReTokenConfig
 from retoken.nn.modulator import Modulator
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import fused, gate
+from retoken.ops import fused
 from retoken.ops.norm import norm_gain
 
 
@@ -29,7 +29,7 @@ class ReToken(Modulator):
 
     def ready(self, rows: Fetched) -> fused.Gate | None:
         """The gate of these rows, all but the increment put together; None: no kernel can read them."""
-        near = rows.near() if fused.serves(self.scale) else None
+        near = self.kernels.near(rows, self.scale)
         return near and fused.Gate(near, self.scale, self.gain, self.eps)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
@@ -37,4 +37,4 @@ class ReToken(Modulator):
         rows = self.table.rows_of(ids, fetched)
         if fused.serves(increment) and (ready := self.ready(rows)):
             return ready(increment)
-        return gate(increment, rows.lookup().to(increment.device), self.scale, self.gain, self.eps)
+        return self.kernels.gate(increment, rows, self.scale, self.gain, self.eps)

@@ -28,6 +28,14 @@ class Fetched(Protocol):
         """Where the rows lie, if a kernel may read them there; None: they have to be fetched or trained."""
         ...
 
+    def resident(self) -> Rows | None:
+        """One row a token, for a kernel to gather; None: there is only `lookup`."""
+        ...
+
+    def resident_for(self, chosen: Tensor) -> tuple[Rows, Tensor] | None:
+        """Rows [R, E, D], and for chosen [B, S, K] which of their E [B, S, K]; None: there is only `mix`."""
+        ...
+
 
 class Rows(NamedTuple):
     """Rows at hand, and which of them each token has: the resident form of `Fetched`."""
@@ -53,6 +61,14 @@ class Rows(NamedTuple):
     def near(self) -> Near | None:
         """Where they lie, on a CPU."""
         return near_table(self.rows, self.positions)
+
+    def resident(self) -> Rows:
+        """These."""
+        return self
+
+    def resident_for(self, chosen: Tensor) -> tuple[Rows, Tensor]:
+        """These, and the same choice."""
+        return self, chosen
 
 
 TableFactory = Callable[[tuple[int, ...], float, torch.device | None, torch.dtype | None], "TokenTable"]
@@ -82,6 +98,11 @@ class TokenTable(nn.Module):
     def vocab_size(self) -> int:
         """V, the number of token ids that have rows."""
         return self.weight.shape[0]
+
+    @property
+    def width(self) -> int:
+        """D, the numbers of a row."""
+        return self.weight.shape[-1]
 
     def lookup(self, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """All rows of `ids` [...]: [..., D], or [..., E, D]; out of `fetched` where they were fetched."""

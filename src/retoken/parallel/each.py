@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from retoken.nn import Rows
 from retoken.ops import mix_rows
 from retoken.parallel.combine import Combine
 from retoken.parallel.layout import Layout
-from retoken.parallel.routed import FetchPairs, Pairs, ask, divided
+from retoken.parallel.routed import FetchPairs, Pairs, as_one_token, ask, divided
 
 Settle = Callable[[nn.Parameter, Tensor], None]
 
@@ -46,9 +46,7 @@ class EachRows(NamedTuple):
 
     def lookup(self) -> Tensor:
         """The one row of each token: [B, S, D]."""
-        first = torch.zeros_like(self.ids).unsqueeze(-1)
-        rows, index = self._fetch(first)
-        return F.embedding(index.squeeze(-1), rows)
+        return self.resident().lookup()
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """[B, S, D] for [B, S, K] both (Eq. 4)."""
@@ -57,6 +55,15 @@ class EachRows(NamedTuple):
 
     def near(self) -> None:
         """Rows are with other processes."""
+
+    def resident(self) -> Rows:
+        """The one row of each token, fetched."""
+        rows, index = self._fetch(torch.zeros_like(self.ids).unsqueeze(-1))
+        return Rows(index.squeeze(-1), rows)
+
+    def resident_for(self, chosen: Tensor) -> tuple[Rows, Tensor]:
+        """The chosen rows, fetched, and which of them each token has."""
+        return as_one_token(*self._fetch(chosen))
 
     def _fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         pairs = ask_each(self.ids, chosen, self.layout, self.combine)

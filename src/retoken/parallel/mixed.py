@@ -170,6 +170,12 @@ class MixedRows(NamedTuple):
     def near(self) -> None:
         """Rows are with other processes."""
 
+    def resident(self) -> None:
+        """Rows stay there."""
+
+    def resident_for(self, chosen: Tensor) -> None:
+        """Only their mixture comes."""
+
 
 class MixedFetch:
     """The request of one pass and its tokens' places in it; weights follow when a layer has chosen."""

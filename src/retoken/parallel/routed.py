@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retoken.errors import AttachError
+from retoken.nn import Rows
 from retoken.ops import mix_rows
 from retoken.parallel.combine import Combine
 from retoken.parallel.layout import Layout
@@ -112,6 +113,11 @@ class FetchPairs(torch.autograd.Function):
         return None, None, None, None
 
 
+def as_one_token(rows_PD: Tensor, index_TK: Tensor) -> tuple[Rows, Tensor]:
+    """Rows and which of them [..., K] each token has, as P rows of one token that all tokens are."""
+    return Rows(index_TK.new_zeros(index_TK.shape[:-1]), rows_PD.unsqueeze(0)), index_TK
+
+
 class RoutedRows(NamedTuple):
     """What a layer gets under option A: it asks when it has chosen."""
 
@@ -130,12 +136,23 @@ class RoutedRows(NamedTuple):
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """[B, S, D] for [B, S, K] both (Eq. 4)."""
-        pairs = ask_pairs(self.request, chosen, self.combine)
-        rows = FetchPairs.apply(self.weight, pairs, self.combine, self.layer)
-        return mix_rows(rows, pairs.index, weights)  # pyright: ignore
+        return mix_rows(*self._fetch(chosen), weights)
 
     def near(self) -> None:
         """Rows are with other processes."""
+
+    def resident(self) -> None:
+        """Only of a choice."""
+
+    def resident_for(self, chosen: Tensor) -> tuple[Rows, Tensor]:
+        """The chosen rows, fetched, and which of them each token has."""
+        return as_one_token(*self._fetch(chosen))
+
+    def _fetch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [P, D], and for each choice its number [..., K] among them."""
+        pairs = ask_pairs(self.request, chosen, self.combine)
+        rows = FetchPairs.apply(self.weight, pairs, self.combine, self.layer)
+        return rows, pairs.index  # pyright: ignore
 
 
 class RoutedFetch:

@@ -109,19 +109,25 @@ class RecordLayout:
         """Bytes of one layer's scales."""
         return self.scale_bytes // len(self.layers)
 
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of one layer's rows and scales, as `part_of` puts them side by side."""
+        return _up(self.part_bytes + self.layer_scale_bytes, PART_ALIGN)
+
     def part_of(self, records: Tensor, number: int, out: Tensor) -> None:
-        """The rows and scales of the `number`-th layer of records [R, record_bytes], into out [R, ...]."""
+        """The `number`-th layer's rows and scales of records [R, record_bytes], to out [R, staged_bytes]."""
         start, size = number * self.part_bytes, self.layer_scale_bytes
         out[:, : self.part_bytes] = records[:, start : start + self.part_bytes]
         if size:
             first = self.scales_start + number * size
-            out[:, self.part_bytes :] = records[:, first : first + size]
+            out[:, self.part_bytes : self.part_bytes + size] = records[:, first : first + size]
 
     def decode_part(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
         """Rows [R, D] or [R, E, D] in `dtype`, from what `part_of` gave."""
         stored = STORED[self.rows]
         used = self.rows_per_layer * self.width * stored.itemsize
-        scale = parts[:, self.part_bytes :].contiguous().view(torch.float32) if self.scale_bytes else None
+        scales = parts[:, self.part_bytes : self.part_bytes + self.layer_scale_bytes]
+        scale = scales.contiguous().view(torch.float32) if self.scale_bytes else None
         rows = parts[:, :used].view(stored).unflatten(1, (self.rows_per_layer, self.width))
         out = dequantize(rows, scale, dtype)
         return out.squeeze(1) if self.rows_per_token is None else out

@@ -16,6 +16,7 @@ from retoken.attach.api import stack_of
 from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.checkpoint.files import atomic_file, read_json, writing
 from retoken.errors import AttachError, CheckpointError, ConfigError
+from retoken.serving.direct import Gatherer
 from retoken.serving.neighbours import ALONE, Neighbours
 from retoken.serving.packed import PackedFile
 from retoken.serving.place import Asked, Placement, Seat, house, place, serve
@@ -35,6 +36,7 @@ def load(
     counts: Any = None,
     verify: bool | str | Path = False,
     prefetch: Prefetch = "record",
+    gather: Gatherer = "host",
     device: str | torch.device | None = None,
     **from_pretrained_options: Any,
 ) -> PreTrainedModel:
@@ -52,7 +54,7 @@ def load(
         budget, counts: as for `place`.
         rows: float32, bfloat16, int8 or float8_e4m3; None: as they are. Packed rows have their type already.
         verify: True, or a model folder: compare every fetched row with that folder's.
-        prefetch: as for `place`.
+        prefetch, gather: as for `place`.
         device: where the model computes; None: where from_pretrained puts it, the host.
         from_pretrained_options: `dtype`, `attn_implementation`, `device_map` and the like.
 
@@ -68,7 +70,7 @@ def load(
     folder = Path(folder)
     written = _field_of(folder)
     tables = tables or ("disk" if ROWS_FILE in written else "device")
-    ways: dict[str, Any] = {"counts": counts, "verify": verify, "prefetch": prefetch}
+    ways: dict[str, Any] = {"counts": counts, "verify": verify, "prefetch": prefetch, "gather": gather}
     asked = Asked.of(tables, budget, path=path, rows=rows, **ways)
     if ROWS_FILE in written:
         packed = packed_rows(folder, written, asked)

@@ -15,6 +15,8 @@ from retoken.attach.api import stack_of
 from retoken.attach.checkpoint import FIELD, is_folded
 from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.nn import ModulatorStack, TokenTable
+from retoken.ops.triton.launch import has_triton
+from retoken.serving.direct import Gatherer
 from retoken.serving.layout import RecordLayout
 from retoken.serving.neighbours import ALONE, Neighbours
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
@@ -36,13 +38,16 @@ class Placement:
     """The fastest first."""
     path: str | None = None
     """The packed file, where one is served."""
+    gathered_by: Gatherer | None = None
+    """Who gathers records on their way to a device; None: they are read where they are, or gathered there."""
 
     def __str__(self) -> str:
         """A line a tier."""
         head = f"rows in {self.rows}, {self.record_bytes} bytes a token"
         lines = [f"  {use.name:6}  {use.tokens:9} tokens  {use.bytes:15} bytes" for use in self.tiers]
         served = [f"  served from {self.path}"] if self.path else []
-        return "\n".join([head, *lines, *served])
+        gathered = [f"  gathered by the {self.gathered_by}"] if self.gathered_by else []
+        return "\n".join([head, *lines, *served, *gathered])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,7 @@ class Asked:
     counts: Any
     verify: bool | Path
     prefetch: Prefetch
+    gather: Gatherer = "host"
 
     @classmethod
     def of(
@@ -68,12 +74,20 @@ class Asked:
         counts: Any,
         verify: Any,
         prefetch: Any = "record",
+        gather: Any = "host",
     ) -> Asked:
         """What was asked for.
 
         Raises:
-            ConfigError: tiers, a budget or a way to prefetch that are none.
+            ConfigError: tiers, a budget or a way to prefetch or gather that are none.
         """
+        if gather not in get_args(Gatherer):
+            raise ConfigError(f"gather is {gather!r}; accepted: {', '.join(get_args(Gatherer))}")
+        if gather == "device" and not has_triton():
+            raise ConfigError(
+                "gather is 'device', and Triton is not installed; accepted: 'host', or "
+                "pip install 'triton>=3.5' (Linux)"
+            )
         if prefetch not in get_args(Prefetch):
             raise ConfigError(f"prefetch is {prefetch!r}; accepted: {', '.join(get_args(Prefetch))}")
         return cls(
@@ -84,6 +98,7 @@ class Asked:
             counts=counts,
             verify=verify if isinstance(verify, bool) else Path(verify),
             prefetch=prefetch,
+            gather=gather,
         )
 
     @property
@@ -135,6 +150,7 @@ def place(
     counts: Any = None,
     verify: bool | str | Path = False,
     prefetch: Prefetch = "record",
+    gather: Gatherer = "host",
 ) -> Placement:
     """Move a model's rows to where they are to be served from; inference only (Sec. 3.3).
 
@@ -148,6 +164,9 @@ def place(
         counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`.
         prefetch: what is asked of the disk ahead: "record", all rows of a token as soon as its id is known;
             "chosen", those that a MoRT router has chosen when it has; "none", each row when it is read.
+        gather: who gathers the records of a pass for a model on a GPU: "host", or "device", which reads them
+            out of host memory itself where all of them are there and the system lets it; else the host does.
+            It has not run on a GPU.
         verify: recompute every fetched row and compare: True keeps the tables for it, a model folder is read.
 
     Returns:
@@ -160,7 +179,8 @@ def place(
         DataError: counts that are none.
     """
     stack = stack_of(model)
-    asked = Asked.of(tables, budget, path=path, rows=rows, counts=counts, verify=verify, prefetch=prefetch)
+    ways: dict[str, Any] = {"counts": counts, "verify": verify, "prefetch": prefetch, "gather": gather}
+    asked = Asked.of(tables, budget, path=path, rows=rows, **ways)
     reader = _reader(model, stack)
     if asked.as_they_are:
         return _resident(reader, asked.budget)
@@ -183,14 +203,14 @@ def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
     assert layout is not None
     stored = blocks(reader, layout) if packed is None else _stored(packed)
     check = reader if asked.verify is True else asked.check_folder()
-    return _move(seat, layout, asked.homes(layout), packed, stored, check, asked.prefetch)
+    return _move(seat, layout, asked.homes(layout), packed, stored, check, asked)
 
 
 def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
     """Let a model read its rows out of a packed file, or out of memory that is filled from it."""
     homes = asked.homes(packed.layout)
     stored, check = _stored(packed), asked.check_folder()
-    return _move(seat, packed.layout, homes, packed, stored, check, asked.prefetch)
+    return _move(seat, packed.layout, homes, packed, stored, check, asked)
 
 
 def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
@@ -240,15 +260,19 @@ def _move(
     packed: PackedFile | None,
     stored: Iterable[tuple[int, Tensor]],
     check: RowReader | None,
-    prefetch: Prefetch,
+    asked: Asked,
 ) -> Placement:
     """Fill the tiers, then let the layers read from them and the tables go."""
     tiers = _build_tiers(layout, homes, packed, seat)
     _fill(tiers, homes, stored, seat.neighbours)
-    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, prefetch)
+    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, asked.prefetch, asked.gather)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
-        rows=layout.rows, record_bytes=layout.record_bytes, tiers=homes.uses(layout), path=served
+        rows=layout.rows,
+        record_bytes=layout.record_bytes,
+        tiers=homes.uses(layout),
+        path=served,
+        gathered_by=source.stage.gathered_by if source.stage is not None else None,
     )
     for layer, module in seat.stack.layers.items():
         module.table = PlacedTable(int(layer), source)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from retoken.errors import AttachError, CheckpointError
 from retoken.nn import Fetched, Rows, TokenTable
 from retoken.ops.fused import Near
+from retoken.serving.direct import Gatherer, device_stage
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import BLOCK_BYTES
 from retoken.serving.reader import RowReader
@@ -48,6 +49,14 @@ class PlacedLayer(NamedTuple):
     def near(self) -> Near | None:
         """Where they lie, on a CPU."""
         return self.fetch.near(self.layer)
+
+    def resident(self) -> Rows:
+        """Each token's row, arrived."""
+        return self._rows()
+
+    def resident_for(self, chosen: Tensor) -> tuple[Rows, Tensor]:
+        """Each token's rows, arrived, and the same choice."""
+        return self._rows(), chosen
 
     def _rows(self) -> Rows:
         rows, positions = self.fetch.copied(self.layer)
@@ -115,6 +124,7 @@ class PlacedRows:
         device: torch.device,
         check: RowReader | None = None,
         prefetch: Prefetch = "record",
+        gather: Gatherer = "host",
     ) -> None:
         self.layout, self.homes, self.dtype, self.device = layout, homes, dtype, device
         self.check = check
@@ -125,7 +135,9 @@ class PlacedRows:
         if device.type == "cpu":
             self.shelf = Shelf(layout, homes, self._tiers, prefetch)
         elif "device" not in homes.names:
-            self.stage = Stage(layout, self._on_host, device)
+            direct = gather == "device" and homes.names == ("host",)
+            found = device_stage(layout, tiers["host"].records, device) if direct else None  # pyright: ignore
+            self.stage = found or Stage(layout, self._on_host, device)
 
     def __deepcopy__(self, memo: Any) -> PlacedRows:
         """A copy of a model reads the same records."""
@@ -194,6 +206,8 @@ class PlacedRows:
             )
         if tuple(rows.shape) != shape:
             raise CheckpointError(f"rows of layer {layer} are {list(rows.shape)}; accepted: {list(shape)}")
+        if self.stage is not None:
+            self.stage.forget()
         step = max(BLOCK_BYTES // self.layout.part_bytes, 1)
         for start in range(0, len(rows), step):
             self._replace(
@@ -231,6 +245,11 @@ class PlacedTable(TokenTable):
     def vocab_size(self) -> int:
         """V."""
         return self.source.layout.vocab_size
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.source.layout.width
 
     def reset_parameters(self) -> None:
         """There are none."""

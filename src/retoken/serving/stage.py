@@ -1,20 +1,21 @@
 """Rows on their way from host memory to a device: fixed buffers, one side stream, an event a layer.
 
-Rows are gathered on the host into page-locked memory where the system grants it, ordinary memory where not,
+Rows are gathered by the host into page-locked memory where the system grants it, ordinary memory where not,
 and copied layer by layer, so that the first layers can start before the last ones' rows are there. Two sets
 of buffers take turns, so that the rows of the next pass can travel while this one computes. Where a graph
 has been captured, the set that it reads keeps its place and gets the rows of every pass that fits:
-`prefetch` and `wait` then stand before each replay.
+`prefetch` and `wait` then stand before each replay. `serving.direct` has the device gather rows instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from retoken.serving.lane import CudaLane, DirectLane, Lane
 from retoken.serving.layout import RecordLayout
 
 CAPACITY = 64
@@ -24,84 +25,14 @@ Gather = Callable[[Tensor], Tensor]
 """Records [R, record_bytes] in host memory, of token ids [R]."""
 
 
-class Lane(Protocol):
-    """How copies reach the device."""
-
-    def copy(self, to: Tensor, of: Tensor) -> None:
-        """Start a copy; those of one lane follow each other."""
-        ...
-
-    def mark(self) -> Any:
-        """An event after all copies so far."""
-        ...
-
-    def wait(self, event: Any) -> None:
-        """Have the device's work from here on wait for an event."""
-        ...
-
-    def follow(self) -> None:
-        """Have copies from here on wait for the work the device has been given."""
-        ...
-
-    def finish(self, event: Any) -> None:
-        """Wait here until an event has happened."""
-        ...
-
-
-class CudaLane:
-    """A side stream."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.stream = torch.cuda.Stream(device)
-
-    def copy(self, to: Tensor, of: Tensor) -> None:
-        """Start a copy on the side stream."""
-        with torch.cuda.stream(self.stream):
-            to.copy_(of, non_blocking=True)
-
-    def mark(self) -> Any:
-        """An event on the side stream."""
-        return self.stream.record_event()
-
-    def wait(self, event: Any) -> None:
-        """The current stream waits; nobody on the host does."""
-        torch.cuda.current_stream().wait_event(event)
-
-    def follow(self) -> None:
-        """The side stream waits for the current one: it may still read what is about to be overwritten."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-
-    def finish(self, event: Any) -> None:
-        """The host waits: memory that is still being copied from must not change."""
-        event.synchronize()
-
-
-class DirectLane:
-    """For devices without streams: a copy is over when it returns."""
-
-    def copy(self, to: Tensor, of: Tensor) -> None:
-        """Copy."""
-        to.copy_(of)
-
-    def mark(self) -> Any:
-        """Nothing to wait for."""
-
-    def wait(self, event: Any) -> None:
-        """Nothing to wait for."""
-
-    def follow(self) -> None:
-        """Nothing to wait for."""
-
-    def finish(self, event: Any) -> None:
-        """Nothing to wait for."""
-
-
 class Buffers:
-    """Room for the rows of one pass, on the host and on the device: [L, capacity, part bytes] each."""
+    """Room for a pass: [L, capacity, staged bytes], on the device and, where it gathers, on the host."""
 
-    def __init__(self, layout: RecordLayout, capacity: int, device: torch.device) -> None:
-        shape = (len(layout.layers), capacity, layout.part_bytes + layout.layer_scale_bytes)
-        self.host = _page_locked(shape, device)
+    def __init__(
+        self, layout: RecordLayout, capacity: int, device: torch.device, by_host: bool = True
+    ) -> None:
+        shape = (len(layout.layers), capacity, layout.staged_bytes)
+        self.host = _page_locked(shape, device) if by_host else None
         self.device = torch.empty(shape, dtype=torch.uint8, device=device)
         self.ids: Tensor | None = None
         self.positions: Tensor | None = None
@@ -127,12 +58,15 @@ def _page_locked(shape: tuple[int, ...], device: torch.device) -> Tensor:
 class Stage:
     """The buffers of one model."""
 
+    gathered_by: Literal["host", "device"] = "host"
+    """Who gathers records."""
+
     def __init__(
         self, layout: RecordLayout, gather: Gather, device: torch.device, capacity: int = CAPACITY
     ) -> None:
         self.layout, self.gather, self.device = layout, gather, device
         self.lane: Lane = CudaLane(device) if device.type == "cuda" else DirectLane()
-        self._sets = [Buffers(layout, capacity, device) for _ in range(2)]
+        self._sets = [self._buffers(capacity) for _ in range(2)]
         self._latest, self._captured = self._sets[0], False
 
     def prefetch(self, ids: Tensor) -> Buffers:
@@ -143,21 +77,23 @@ class Stage:
         if ids.numel() > self._sets[0].capacity:
             rows, positions = torch.unique(ids, return_inverse=True)
         into = self._room(len(rows))
-        self.lane.follow()
-        self._fill(into, self.gather(rows.cpu()))
+        self._fill(into, rows)
         into.ids, into.positions, into.waited = ids, positions.to(self.device), False
         self._latest = into
         return into
 
     def fetch(self, ids: Tensor) -> Buffers:
         """The rows of ids [B, S], on their way."""
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            self._captured = True  # a replay reads what `prefetch` puts there before it
-            return self._sets[0]
+        if self.lane.capturing():
+            return self._capture(ids)
         latest = self._latest
         if latest.ids is not None and not latest.waited and torch.equal(latest.ids, ids):
             return latest
         return self.prefetch(ids)
+
+    def forget(self) -> None:
+        """Records are about to change: what is on its way of the next pass is fetched again."""
+        self._latest.ids = None
 
     def wait(self) -> None:
         """Have the device wait for all rows on their way: before the replay of a graph."""
@@ -176,13 +112,24 @@ class Stage:
         """The set whose turn it is, larger where it has to be; the one that a graph reads never moves."""
         room = self._sets[0]
         if count > room.capacity:
-            room = Buffers(self.layout, count + count // 4, self.device)
+            room = self._buffers(count + count // 4)
             if not self._captured:
                 self._sets[0] = room
         return room
 
-    def _fill(self, into: Buffers, records: Tensor) -> None:
-        """Copy records [R, record_bytes] layer by layer; each layer's event follows its copy."""
+    def _buffers(self, capacity: int) -> Buffers:
+        return Buffers(self.layout, capacity, self.device)
+
+    def _capture(self, ids: Tensor) -> Buffers:
+        """The set that replays read: what `prefetch` puts there before each."""
+        self._captured = True
+        return self._sets[0]
+
+    def _fill(self, into: Buffers, ids_R: Tensor) -> None:
+        """Gather the records of ids and copy them layer by layer; each layer's event follows its copy."""
+        self.lane.follow()
+        records = self.gather(ids_R.cpu())
+        assert into.host is not None
         if into.events:
             self.lane.finish(into.events[-1])
         into.events = []

@@ -9,7 +9,7 @@ from retoken.attach.checkpoint import FIELD
 from retoken.errors import ConfigError
 from retoken.serving.place import Asked
 
-ACCEPTED = ("tables", "path", "budget", "rows", "counts", "prefetch", "verify")
+ACCEPTED = ("tables", "path", "budget", "rows", "counts", "prefetch", "gather", "verify")
 """As for `retoken.load`."""
 
 
@@ -40,4 +40,5 @@ def asked_of(options: Mapping[str, Any], packed: bool) -> Asked:
     tables = options.get("tables") or ("disk" if packed else "device")
     given = {name: options.get(name) for name in ("path", "rows", "counts")}
     verify, prefetch = options.get("verify", False), options.get("prefetch", "record")
-    return Asked.of(tables, options.get("budget"), **given, verify=verify, prefetch=prefetch)
+    gather = options.get("gather", "host")
+    return Asked.of(tables, options.get("budget"), **given, verify=verify, prefetch=prefetch, gather=gather)

@@ -1,9 +1,10 @@
-"""The two fused operations as Triton kernels: ReToken's gate, and MoRT's mixture added to the increment.
+"""Triton kernels: ReToken's gate, MoRT's mixture added to the increment, and records out of host memory.
 
 Triton is imported by the first call, not by this import; `retoken.ops` does not import this package.
 """
 
 from retoken.ops.triton.gate import folded_gate_rows, gate_rows
-from retoken.ops.triton.mix import mix_rows_into
+from retoken.ops.triton.gather import Parts, gather_parts
+from retoken.ops.triton.mix import folded_row_into, mix_rows_into
 
-__all__ = ["folded_gate_rows", "gate_rows", "mix_rows_into"]
+__all__ = ["Parts", "folded_gate_rows", "folded_row_into", "gate_rows", "gather_parts", "mix_rows_into"]

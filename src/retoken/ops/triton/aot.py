@@ -33,6 +33,7 @@ KERNELS = (
     gate_kernels.folded_forward,
     gate_kernels.gate_backward,
     mix_kernels.mix_forward,
+    mix_kernels.folded_add_forward,
     mix_kernels.mix_backward,
 )
 _BYTES = {"bf16": 2, "f32": 4, "i64": 8}
@@ -175,7 +176,7 @@ def _accesses(ttir: str, sizes: dict[str, int]) -> Iterator[_Access]:
 def _vectorised(loads: Counter[int], accesses: list[_Access], sizes: dict[str, int]) -> bool:
     """Whether 16-byte loads cover all that is wide, and no more narrow ones are left than numbers a token."""
     wide = sum(access.padded_bytes for access in accesses if access.load and access.wide)
-    numbers = 1 + 3 * sizes.get("BLOCK_K", 0)
+    numbers = 2 + 3 * sizes.get("BLOCK_K", 0)
     narrow = sum(count for size, count in loads.items() if size < 16)
     return loads[16] * 16 * 32 * sizes["num_warps"] >= wide and narrow <= numbers
 
@@ -185,6 +186,7 @@ def _bound(kernel: str, width: int, top_k: int) -> int:
     return {
         "gate_forward": 6 * width,
         "folded_forward": 6 * width,
+        "folded_add_forward": 6 * width,
         "gate_backward": 8 * width + 4 * width,
         "mix_forward": (2 * top_k + 4) * width,
         "mix_backward": (2 * top_k + 2) * width + 4 * top_k * (width + 1),
@@ -209,4 +211,8 @@ def report(cases: Iterable[Compiled]) -> str:
 
 
 if __name__ == "__main__":
+    from retoken.ops.triton.aot_gather import compile_gathers, report_gathers
+
     print(report(compile_all()))
+    print()
+    print(report_gathers(compile_gathers(ARCHS)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from contextlib import AbstractContextManager
 from types import ModuleType
 
@@ -13,6 +14,8 @@ MAX_WIDTH = 8192
 """The widest row one program holds in registers."""
 MAX_PROGRAMS = 1024
 """Programs of a backward pass, so rows of partial sums of the scale's gradient."""
+MAX_CHUNK = 2048
+"""Words of four bytes that a program of the gather moves."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
 
@@ -31,6 +34,11 @@ def kernels(name: str) -> ModuleType:
         raise ImportError("retoken.ops.triton needs Triton: pip install 'triton>=3.5' (Linux)") from error
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed; does not import it."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def check_width(width: int) -> None:
     """Raises ValueError unless rows of that width fit one program's registers."""
     if not 1 <= width <= MAX_WIDTH:
@@ -44,17 +52,17 @@ def sizes(width: int, top_k: int | None = None) -> dict[str, int]:
 
     Eight elements a thread, 16 bytes of bfloat16, with 1 to 16 warps; products and sums may fuse.
     """
-    block = _power_of_two(width)
+    block = power_of_two(width)
     options = {
         "D": width,
         "BLOCK_D": block,
         "num_warps": min(max(block // 256, 1), 16),
         "enable_fp_fusion": True,
     }
-    return options if top_k is None else options | {"K": top_k, "BLOCK_K": _power_of_two(top_k)}
+    return options if top_k is None else options | {"K": top_k, "BLOCK_K": power_of_two(top_k)}
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
     """The smallest one that is at least `size`, which is at least 1."""
     return 1 << (size - 1).bit_length()
 

@@ -42,18 +42,64 @@ def mix_rows_into(
         ValueError: a shape, type or device does not fit, or D is above 8192.
         ImportError: Triton is not installed.
     """
+    width = _check(increment_TD, table_VED, ids_T)
+    launch.check("chosen", chosen_TK, (len(ids_T), None), INTEGERS)
+    if chosen_TK.shape[1] == 0:
+        raise ValueError("chosen: no rows a token, at least 1 is expected")
+    launch.check("weights", weights_TK, tuple(chosen_TK.shape), FLOATS)
+    launch.check("scale", scale_D, (width,), FLOATS)
+    return _MixRows.apply(increment_TD, table_VED, ids_T, chosen_TK, weights_TK, scale_D, gain, eps)  # pyright: ignore
+
+
+def folded_row_into(increment_TD: Tensor, table_VED: Tensor, ids_T: Tensor, chosen_T: Tensor) -> Tensor:
+    """increment + table[id, chosen], [T, D] in the increment's dtype: MoRT folded with K = 1 (Eq. 8).
+
+    The gradient of the increment is the output's; folded rows have none.
+
+    Args:
+        increment_TD, table_VED, ids_T: as for `mix_rows_into`.
+        chosen_T: [T], int64 or int32, within 0 to E - 1: not checked.
+
+    Raises:
+        ValueError: a shape, type or device does not fit, D is above 8192, or a gradient would be lost.
+        ImportError: Triton is not installed.
+    """
+    width = _check(increment_TD, table_VED, ids_T)
+    launch.check("chosen", chosen_T, (len(ids_T),), INTEGERS)
+    if torch.is_grad_enabled() and table_VED.requires_grad:
+        raise ValueError("folded_row_into gives rows no gradient: call it under torch.no_grad()")
+    return _FoldedRow.apply(increment_TD, table_VED, ids_T, chosen_T, width)  # pyright: ignore
+
+
+class _FoldedRow(torch.autograd.Function):
+    """`folded_row_into` with the gradient of the increment."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, increment_TD: Tensor, table_VED: Tensor, ids_T: Tensor, chosen_T: Tensor, width: int
+    ) -> Tensor:
+        kernel = launch.kernels("mix_kernels").folded_add_forward
+        increment, ids, chosen = (x.contiguous() for x in (increment_TD, ids_T, chosen_T))
+        out, strides = torch.empty_like(increment), table_VED.stride()[:2]
+        with launch.on_device(kernel, increment, table_VED, ids, chosen):
+            if len(ids):
+                kernel[(len(ids),)](out, increment, table_VED, ids, chosen, *strides, **launch.sizes(width))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None, None, None]:
+        return grads[0], None, None, None, None
+
+
+def _check(increment_TD: Tensor, table_VED: Tensor, ids_T: Tensor) -> int:
+    """D; the arguments that both forms share."""
     launch.check("increment", increment_TD, (None, None), FLOATS)
     tokens, width = increment_TD.shape
     launch.check_width(width)
     launch.check("table", table_VED, (None, None, width), FLOATS)
     launch.check_table(table_VED)
     launch.check("ids", ids_T, (tokens,), INTEGERS)
-    launch.check("chosen", chosen_TK, (tokens, None), INTEGERS)
-    if chosen_TK.shape[1] == 0:
-        raise ValueError("chosen: no rows a token, at least 1 is expected")
-    launch.check("weights", weights_TK, tuple(chosen_TK.shape), FLOATS)
-    launch.check("scale", scale_D, (width,), FLOATS)
-    return _MixRows.apply(increment_TD, table_VED, ids_T, chosen_TK, weights_TK, scale_D, gain, eps)  # pyright: ignore
+    return width
 
 
 class _Inputs(NamedTuple):

@@ -67,6 +67,30 @@ def mix_forward(
     tl.store(out + token * D + column, total.to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def folded_add_forward(
+    out,
+    increment,
+    table,
+    ids,
+    chosen,
+    stride_v,
+    stride_e,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """out = increment + table[id, chosen] of one token (Eq. 8 of MoRT, K = 1). Grid (T,)."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK_D)
+    inside = column < D
+    row_id = tl.load(ids + token).to(tl.int64)
+    modulator = tl.load(chosen + token).to(tl.int64)
+    address = row_id * stride_v + modulator * stride_e + column
+    row = tl.load(table + address, mask=inside, other=0.0).to(tl.float32)
+    m = tl.load(increment + token * D + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * D + column, (m + row).to(out.dtype.element_ty), mask=inside)
+
+
 @triton.jit(do_not_specialize=["tokens", "per_program"])
 def mix_backward(
     grad_rows,
