@@ -1,5 +1,6 @@
-"""A folder served by two tensor-parallel workers. The last line is JSON: the answers to the tests' prompts, and
-of each process that has rows in shared memory, which memory that is.
+"""A folder served by two tensor-parallel workers: what the tests ask of it, as JSON on the last line.
+
+`answers` to the tests' prompts, and `memories`: of each process that has rows in shared memory, which one.
 """
 
 import json

@@ -34,7 +34,6 @@ VERBS = {
     "generate": Verb("retoken.cli.generate", "Generate", "text from a checkpoint"),
     "serve": Verb("retoken.cli.serve", "Serve", "an OpenAI-compatible server of a checkpoint, on vLLM"),
     "export": Verb("retoken.cli.export", "Export", "a checkpoint -> a model folder, or packed rows"),
-    "scaling": Verb("retoken.cli.scaling", "Scaling", "laws of loss: fitted, used, drawn"),
     "bench": Verb("retoken.cli.bench", "Bench", "side-by-side timings, ratios first"),
 }
 
