@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
@@ -73,6 +74,19 @@ def compared(a: Answers, b: Answers) -> tuple[int, float]:
     return len(same), max((abs(p - q) for x, y in same for p, q in zip(x, y, strict=True)), default=0.0)
 
 
+@torch.inference_mode()
+def margins(model: Path, prompts: list[list[int]], a: Answers, b: Answers) -> None:
+    """Of the three prompts that differ most: by how much, and how near a tie a router of the model is there."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    apart = [max(abs(p - q) for p, q in zip(x, y, strict=True)) for (_, x), (_, y) in zip(a, b, strict=True)]
+    for number in sorted(range(len(apart)), key=lambda i: -apart[i])[:3]:
+        loaded(torch.tensor([prompts[number] + a[number][0][:-1]]))
+        logits = [r.logits_TE.sort(-1, descending=True).values for r in loaded.retoken.routings.values()]
+        top_k = loaded.retoken.config.top_k
+        least = min(float((x[..., top_k - 1] - x[..., top_k]).min()) for x in logits)
+        print(f"prompt {number}: apart by {apart[number]:.1e}, chosen and next logit by {least:.1e} or more")
+
+
 def _reference(file: Path | None, make: Callable[[], Answers]) -> Answers:
     """Transformers' answers: those in the file, or new ones, which it then keeps."""
     if file is not None and file.exists():
@@ -94,6 +108,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--reference", type=Path, help="keeps transformers' answers for the next call")
+    parser.add_argument("--margins", action="store_true", help="with a router that leaves some rows out")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("equality.csv"))
     asked = parser.parse_args()
     prompts = prompts_of(asked.data, asked.model, asked.prompts)
@@ -117,10 +132,13 @@ def main() -> None:
         if new:
             table.writerow("model placement compiled at_once prompts same_tokens max_dlogprob".split())
         for at_once in (1, 32):
-            same, apart = compared(wanted, by_vllm(llm, prompts, asked.tokens, at_once))
+            found = by_vllm(llm, prompts, asked.tokens, at_once)
+            same, apart = compared(wanted, found)
             row = [asked.label or asked.model.name, json.dumps(asked.placement), asked.compiled, at_once]
             table.writerow([*row, len(prompts), same, f"{apart:.1e}"])
             print(*row, f"{same} of {len(prompts)} the same tokens, log-probabilities within {apart:.1e}")
+    if asked.margins:
+        margins(asked.model, prompts, wanted, found)
 
 
 if __name__ == "__main__":
