@@ -76,7 +76,7 @@ def compared(a: Answers, b: Answers) -> tuple[int, float]:
 
 @torch.inference_mode()
 def margins(model: Path, prompts: list[list[int]], a: Answers, b: Answers) -> None:
-    """Of the three prompts that differ most: by how much, and how near a tie a router of the model is there."""
+    """Of the three prompts that differ most: by how much, and how near a tie a router is there."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     apart = [max(abs(p - q) for p, q in zip(x, y, strict=True)) for (_, x), (_, y) in zip(a, b, strict=True)]
     for number in sorted(range(len(apart)), key=lambda i: -apart[i])[:3]:
