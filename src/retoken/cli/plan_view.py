@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retoken.cli.presets import size
+from retoken.cli.tables import plain_table, print_table
 from retoken.plan import Machine, Outlook, Plan
 from retoken.plan.choose import megabytes
 from retoken.plan.fit import Fit
@@ -31,7 +32,7 @@ def show(title: str, plan: Plan, uniques: Sequence[Uniques]) -> None:
     console.print(f"{title}: prediction, nothing was run")
     console.print(_parameters(plan))
     if not plan.outlooks:
-        _print(console, _memory_table(plan, None))
+        print_table(console, _memory_table(plan, None))
         console.print(f"\na step takes {_seconds(plan.base_time.total)}")
         return
     for table in (
@@ -40,38 +41,24 @@ def show(title: str, plan: Plan, uniques: Sequence[Uniques]) -> None:
         _phase_table(plan.fewest_bytes),
         _memory_table(plan, plan.fewest_bytes),
     ):
-        _print(console, table)
+        print_table(console, table)
     console.print(f"\n{_conclusion(plan)}")
 
 
 def show_fit(fit: Fit) -> None:
     """Fitted rates and the errors of predictions made with them."""
     console = Console(width=max(WIDTH, Console().width), highlight=False)
-    table = _table("rate", "value", "", title="fitted rates")
+    table = plain_table("rate", "value", "", title="fitted rates")
     for name in Machine.constants():
         unit, word = _UNITS[name]
         value = f"{getattr(fit.machine, name) / unit:.4g} {word}"
         table.add_row(name, value, "fitted" if name in fit.fitted else "given")
-    _print(console, table)
-    errors = _table("step", "error", "", title="predicted over measured, less 1")
+    print_table(console, table)
+    errors = plain_table("step", "error", "", title="predicted over measured, less 1")
     for kind, found in (("", fit.errors), ("held out", fit.held_out)):
         for name, error in found.items():
             errors.add_row(name, f"{error:+.1%}", kind)
-    _print(console, errors)
-
-
-def _print(console: Console, table: Table) -> None:
-    """Its title on a line of its own: a table's own would be wrapped at the table's width."""
-    title, table.title = table.title, None
-    console.print(f"\n[bold]{title}[/bold]")
-    console.print(table)
-
-
-def _table(*columns: str, title: str, left: int = 1) -> Table:
-    table = Table(title=title, box=None)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
-    return table
+    print_table(console, errors)
 
 
 def _parameters(plan: Plan) -> str:
@@ -85,7 +72,7 @@ def _unique_table(plan: Plan, uniques: Sequence[Uniques]) -> Table:
     """Expected distinct ids of the batches that matter; with a store what its batches hold."""
     job = plan.job
     title = f"distinct ids of a batch ({job.frequencies.origin})"
-    table = _table("batch", "tokens", "independent", "measured", "ratio", "used", title=title)
+    table = plain_table("batch", "tokens", "independent", "measured", "ratio", "used", title=title)
     group = job.batch.tokens * plan.group
     tokens = {"micro_batch": job.batch.tokens, "emp_group": group, "step": job.batch.step_tokens}
     real = {each.tokens: each for each in uniques}
@@ -111,7 +98,7 @@ def _outlook_table(plan: Plan) -> Table:
         "over backbone",
         "fits",
     )
-    table = _table(*columns, title="a step of the busiest rank, by layout and exchange", left=2)
+    table = plain_table(*columns, title="a step of the busiest rank, by layout and exchange", left=2)
     for each in (*plan.outlooks, *plan.ladder):
         fits = {True: "yes", False: "no", None: "?"}[each.fits]
         layout = "replicated" if each.name == "naive" else str(each.grid)
@@ -131,7 +118,7 @@ def _outlook_table(plan: Plan) -> Table:
 
 def _phase_table(best: Outlook) -> Table:
     title = f"bytes by phase: layout {best.grid}, exchange {best.name}"
-    table = _table("phase", "sent", "received", "to itself", title=title)
+    table = plain_table("phase", "sent", "received", "to itself", title=title)
     for name, moved in best.bytes.items():
         table.add_row(name, *(megabytes(moved[key]) for key in ("sent", "received", "local")))
     return table
@@ -139,7 +126,7 @@ def _phase_table(best: Outlook) -> Table:
 
 def _memory_table(plan: Plan, best: Outlook | None) -> Table:
     memory = best.memory if best else plan.base_memory
-    table = _table("kind", "device", "host", title="memory of the fullest rank, without activations")
+    table = plain_table("kind", "device", "host", title="memory of the fullest rank, without activations")
     for name, count in memory.device.items():
         table.add_row(name, megabytes(count), "")
     for name, count in memory.host.items():

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from retoken.cli.tables import plain_table, print_table
 from retoken.scaling.predict import Estimate, Prediction
 
 WIDTH = 100
@@ -35,16 +36,16 @@ def show_fit(found: Mapping[str, Any]) -> None:
     )
     if runs["left_out"]:
         console.print(f"left out, neither baseline nor with tables: {', '.join(runs['left_out'])}")
-    _print(console, _constant_table(found))
+    print_table(console, _constant_table(found))
     if found["gains"]:
-        _print(console, _gain_table(found))
+        print_table(console, _gain_table(found))
         for name, gain in found["gains"].items():
             _show_doublings(console, name, gain["eta_laws"])
     console.print(f"\n{_scatter(found)}")
     console.print(_flops(found["flops"]))
     _show_isocompute(console, found["isocompute"])
     if found["held_out"]:
-        _print(console, _held_out_table(found["held_out"]))
+        print_table(console, _held_out_table(found["held_out"]))
     _warn(console, found["warnings"])
 
 
@@ -53,7 +54,7 @@ def show_prediction(found: Prediction, fit_warnings: Sequence[str], level: float
     console = Console(width=max(WIDTH, Console().width), highlight=False)
     asked = found.setting
     words = f", eta {asked.eta:g}, rho {asked.rho:g}" if asked.eta else ""
-    table = _table("", "value", f"{level:.0%} interval", title=f"{asked.variant}{words}")
+    table = plain_table("", "value", f"{level:.0%} interval", title=f"{asked.variant}{words}")
     for name, title in _TITLES.items():
         each: Estimate = getattr(found, name)
         low_high = (each.interval.low, each.interval.high) if each.interval else None
@@ -61,7 +62,7 @@ def show_prediction(found: Prediction, fit_warnings: Sequence[str], level: float
         table.add_row(title, value, "" if each.given else _span(low_high, name == "reduction"))
     one_run = (found.one_run.low, found.one_run.high) if found.one_run else None
     table.add_row("loss of one run", "", _span(one_run))
-    _print(console, table)
+    print_table(console, table)
     _warn(console, [*found.warnings, *(f"of the fit: {each}" for each in fit_warnings)])
 
 
@@ -79,7 +80,7 @@ def show_published(found: Mapping[str, Any]) -> None:
         "predicted",
         "exponents allowed",
     )
-    table = _table(*columns, title="Tables 6 and 7, by one exponent and a power of eta")
+    table = plain_table(*columns, title="Tables 6 and 7, by one exponent and a power of eta")
     for cell in found["tables"]:
         ours, (low, high) = cell["predicted"]["power"], cell["exponent_range"]
         table.add_row(
@@ -87,31 +88,17 @@ def show_published(found: Mapping[str, Any]) -> None:
             *(f"{cell['loss_reduction']:.2f}", f"{ours['loss_reduction']:.3f}"),
             *(f"{cell['compute_ratio']:.2f}", f"{ours['compute_ratio']:.4f}", f"{low:.4f} to {high:.4f}"),
         )
-    _print(console, table)
-    _print(console, _form_table(found))
+    print_table(console, table)
+    print_table(console, _form_table(found))
     least = found["least_worst_half_units"]
     console.print(f"no gamma with one exponent misses by less than {least:.2f} half units of the last digit")
-    _print(console, _size_table(found["sizes"]))
-    _print(console, _line_table(found["jtok"]))
+    print_table(console, _size_table(found["sizes"]))
+    print_table(console, _line_table(found["jtok"]))
     claim, need = found["jtok"]["claimed"], found["jtok"]["gap_for_claim"]
     console.print(
         f"stated: {claim['loss_reduction']} % lower loss, {claim['compute_saved']} % less compute, "
         f"which needs a gap of {need:.4f}"
     )
-
-
-def _print(console: Console, table: Table) -> None:
-    """Its title on a line of its own: a table's own would be wrapped at the table's width."""
-    title, table.title = table.title, None
-    console.print(f"\n[bold]{title}[/bold]")
-    console.print(table)
-
-
-def _table(*columns: str, title: str, left: int = 1) -> Table:
-    table = Table(title=title, box=None)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=True)
-    return table
 
 
 def _warn(console: Console, warnings: Sequence[str]) -> None:
@@ -122,7 +109,7 @@ def _warn(console: Console, warnings: Sequence[str]) -> None:
 
 
 def _constant_table(found: Mapping[str, Any]) -> Table:
-    table = _table("", "value", f"{found['level']:.0%} interval", "profile", title="constants")
+    table = plain_table("", "value", f"{found['level']:.0%} interval", "profile", title="constants")
     for name, each in found["constants"].items():
         ends = found["profiles"].get(name)
         table.add_row(name, _number(each["value"]), _span(each["interval"]), _profile(ends) if ends else "")
@@ -140,7 +127,9 @@ def _profile(ends: Mapping[str, float | None]) -> str:
 def _gain_table(found: Mapping[str, Any]) -> Table:
     spans = f"{found['level']:.0%} interval"
     forms = "; ".join(f"{name} {_form(each)}" for name, each in found["gains"].items())
-    table = _table("variant", "eta", "rho", "gamma", spans, "1 + gamma eta", spans, title=f"gamma: {forms}")
+    table = plain_table(
+        "variant", "eta", "rho", "gamma", spans, "1 + gamma eta", spans, title=f"gamma: {forms}"
+    )
     for name, gain in found["gains"].items():
         for each in gain["settings"]:
             gamma, factor = each["gamma"], each["factor"]
@@ -199,7 +188,7 @@ def _show_isocompute(console: Console, found: Mapping[str, Any] | str) -> None:
         f"isocompute parabola: N_c* ~ C^{found['size_exponent']:.3f}, L* ~ C^-{found['loss_exponent']:.4f}"
         f"{'; ' + found['note'] if found['note'] else ''}"
     )
-    table = _table("C", "sizes", "N_c*", "joint fit", "L*", "joint fit", "", title=title)
+    table = plain_table("C", "sizes", "N_c*", "joint fit", "L*", "joint fit", "", title=title)
     for each in found["nadirs"]:
         table.add_row(
             *(f"{each['budget']:.3g}", str(each["sizes"])),
@@ -210,11 +199,11 @@ def _show_isocompute(console: Console, found: Mapping[str, Any] | str) -> None:
                 "" if each["inside"] else "outside the sizes run",
             ),
         )
-    _print(console, table)
+    print_table(console, table)
 
 
 def _held_out_table(scores: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
+    table = plain_table(
         "held out", "law", "gamma", "runs", "error", "mean", "", left=3, title="error on runs held out"
     )
     for each in scores:
@@ -226,7 +215,9 @@ def _held_out_table(scores: Sequence[Mapping[str, Any]]) -> Table:
 
 def _form_table(found: Mapping[str, Any]) -> Table:
     columns = ("gamma", "exponent", "worst miss, half units", "ratio at eta 30, 50, 80 when left out")
-    table = _table(*columns, title="forms of gamma: Tables 6 and 7, and Table 6's ratios left out in turn")
+    table = plain_table(
+        *columns, title="forms of gamma: Tables 6 and 7, and Table 6's ratios left out in turn"
+    )
     for form, each in found["forms"].items():
         errors = ", ".join(f"{error:+.3f}" for error in each["left_out_ratio_errors"].values())
         table.add_row(form, f"{each['exponent']:.4f}", f"{each['worst_half_units']:.2f}", errors)
@@ -234,7 +225,7 @@ def _form_table(found: Mapping[str, Any]) -> Table:
 
 
 def _size_table(sizes: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table(
+    table = plain_table(
         "backbone", "gain", "relative", "so the baseline's loss", title="Appendix H, (50, 0.5), 100B tokens"
     )
     for each in sizes:
@@ -246,7 +237,7 @@ def _size_table(sizes: Sequence[Mapping[str, Any]]) -> Table:
 def _line_table(jtok: Mapping[str, Any]) -> Table:
     ends = ", ".join(f"{line['name']} {line['exponent']:.4f}" for line in jtok["lines"])
     title = f"JTok's two lines (exponents: {ends})"
-    table = _table("C", "log2 gap", "lower loss", "less compute", title=title)
+    table = plain_table("C", "log2 gap", "lower loss", "less compute", title=title)
     for each in jtok["implied"]:
         table.add_row(
             f"{each['compute']:.3g}", f"{each['gap']:.4f}",
