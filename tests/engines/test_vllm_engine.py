@@ -106,20 +106,31 @@ def test_host_and_a_cascade(folder, wanted, tmp_path):
         assert_same(wanted, by_vllm(llm, prompts()))
 
 
-def test_weights_are_reloaded_with_their_tables(folder, tmp_path):
-    here, asked = tmp_path / "model", prompts()
-    shutil.copytree(folder, here)
-    with served(here, enable_prefix_caching=False) as llm:
+@pytest.mark.parametrize("tables", ["device", "host"])
+def test_weights_are_reloaded_with_their_tables(folder, tables, tmp_path):
+    here, asked = Path(shutil.copytree(folder, tmp_path / "model")), prompts()
+    with served(here, {"tables": tables}, enable_prefix_caching=False) as llm:
         before = by_vllm(llm, asked)
-        state = load_file(here / "model.safetensors")
-        for name in state:
-            if name.endswith(".table"):
-                state[name] = state[name].flip(0).contiguous()
-        save_file(state, here / "model.safetensors", {"format": "pt"})
+        shutil.copyfile(_upside_down(folder) / "model.safetensors", here / "model.safetensors")
         llm.collective_rpc("reload_weights")
         after = by_vllm(llm, asked)
     assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
     assert_same(by_transformers(here, asked), after)
+
+
+@pytest.mark.parametrize("tables", ["host", "disk"])
+def test_packed_rows_are_reloaded(folder, packed, tables, tmp_path):
+    here, other, asked = tmp_path / "model", tmp_path / "other", prompts()
+    shutil.copytree(packed, here)
+    assert main(["export", str(_upside_down(folder)), "--out", str(other), "--rows", "float32"]) == 0
+    with served(here, {"tables": tables}, enable_prefix_caching=False) as llm:
+        before = by_vllm(llm, asked)
+        for file in other.iterdir():
+            file.replace(here / file.name)
+        llm.collective_rpc("reload_weights")
+        after = by_vllm(llm, asked)
+    assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
+    assert_same(by_transformers(_upside_down(folder), asked), after)
 
 
 def _upside_down(folder):

@@ -68,7 +68,7 @@ def load(
         DataError: counts that are none.
     """
     folder = Path(folder)
-    written = _field_of(folder)
+    written = field_of(folder)
     tables = tables or ("disk" if ROWS_FILE in written else "device")
     ways: dict[str, Any] = {"counts": counts, "verify": verify, "prefetch": prefetch, "gather": gather}
     asked = Asked.of(tables, budget, path=path, rows=rows, **ways)
@@ -184,8 +184,13 @@ def rows_file_of(written: dict[str, Any], folder: Any) -> Path:
     return Path(folder) / name
 
 
-def _field_of(folder: Path) -> dict[str, Any]:
-    """What config.json says is attached."""
+def field_of(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json says is attached.
+
+    Raises:
+        AttachError: nothing is.
+        CheckpointError: there is none, or it is broken.
+    """
     written = read_json(folder / "config.json").get(FIELD)
     if not isinstance(written, dict):
         raise AttachError(

@@ -17,7 +17,7 @@ from retoken.engines.vllm.options import asked_of
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.nn.folded import build_folded
 from retoken.nn.stack import build_modulator
-from retoken.serving.load import check_shapes, packed_rows, serve_packed
+from retoken.serving.load import check_shapes, field_of, packed_rows, serve_packed
 from retoken.serving.neighbours import ALONE, Neighbours, Ranks
 from retoken.serving.place import Asked, Placement, Seat, house
 from retoken.serving.reader import FolderReader
@@ -94,7 +94,7 @@ def put_rows(model: Any, plan: Plan, folder: Path, dtype: torch.dtype, device: t
     stack.source = None
     seat = Seat(stack, dtype, device, _workers())
     if plan.packed:
-        packed = packed_rows(folder, plan.written, plan.asked, seat.neighbours)
+        packed = packed_rows(folder, field_of(folder), plan.asked, seat.neighbours)
         return serve_packed(model, seat, packed, plan.asked)
     reader = FolderReader(folder)
     check_shapes(model, reader.shapes(), reader.folded, folder)
