@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.logger import init_logger
@@ -48,6 +49,7 @@ class ServedModel:
         self.retoken = build_stack(plan, config, vllm_config.model_config.dtype, len(layers))
         modules = {int(layer): module for layer, module in self.retoken.layers.items()}
         self.retoken_serving = (vllm_config, plan, modules)
+        self.retoken_device = torch.get_default_device()  # while vLLM reloads, parameters are on none
         self.retoken_whole = False
         fused.kernels()  # compiled code is loaded now, not within the first request
         answer_searches()
@@ -82,8 +84,7 @@ class ServedModel:
         folder = local_folder(vllm_config)
         if incoming.samples:
             incoming.check_samples(FolderReader(folder))
-        device = next(p.device for p in self.parameters())  # pyright: ignore
-        placement = put_rows(self, plan, folder, vllm_config.model_config.dtype, device)
+        placement = put_rows(self, plan, folder, vllm_config.model_config.dtype, self.retoken_device)
         logger.info("%s", placement)
 
 
