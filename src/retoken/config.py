@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
@@ -9,6 +10,7 @@ from retoken.errors import ConfigError
 
 FORMAT_VERSION = 1
 Norm = Literal["rms", "l2"]
+Index = Literal["token", "bigram"]
 RouterInput = Literal["post_attention", "block_input"]
 
 
@@ -22,15 +24,15 @@ def _is_number(value: object) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TableConfig:
-    """What both modulators share. Not constructed itself."""
+class TableConfig:
+    """What everything that carries a table shares. A subclass is known by its `type`; this is none."""
 
-    type: ClassVar[str]
+    type: ClassVar[str] = ""
+    known: ClassVar[dict[str, Any]] = {}
+    """{type: the subclass of that name}, of all that have been defined."""
+    zero_rows: ClassVar[bool] = False
+    """Whether rows may start at zero."""
 
-    norm: Norm = "rms"
-    """How a row is normalised: "l2" as printed (Eq. 1), or "rms" = l2 * sqrt(D), which the paper cites."""
-    eps: float = 1e-6
-    """Added to the row's L2 norm, so that a zero row stays zero instead of dividing by zero."""
     layers: tuple[int, ...] | None = None
     """Backbone layers that carry a table; None: every layer that can."""
     init_scale: float = 1.0
@@ -39,11 +41,16 @@ class _TableConfig:
     """Standard deviation of the normal the rows start from. Rows are normalised, so this only sets
     how far one optimizer step turns a row."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.type:
+            cls.known[cls.type] = cls
+
     def __post_init__(self) -> None:
-        _require(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
-        _require(_is_number(self.eps) and self.eps > 0, "eps", self.eps, "a number above 0")
         _require(_is_number(self.init_scale), "init_scale", self.init_scale, "a number")
-        _require(_is_number(self.init_std) and self.init_std > 0, "init_std", self.init_std, "above 0")
+        std, accepted = self.init_std, "0 or above" if self.zero_rows else "above 0"
+        ok = _is_number(std) and (std > 0 or (std == 0 and self.zero_rows))
+        _require(ok, "init_std", std, accepted)
         if self.layers is not None:
             object.__setattr__(self, "layers", self._checked_layers(self.layers))
 
@@ -58,6 +65,20 @@ class _TableConfig:
     def rows_per_token(self) -> int:
         """Rows a token owns in one layer's table."""
         return 1
+
+    @property
+    def by_token(self) -> bool:
+        """Whether row x of a table is token x's: what serving and sharding build on."""
+        return True
+
+    @property
+    def activation(self) -> float:
+        """rho: rows used per token over rows owned (Sec. 3.4)."""
+        return 1.0
+
+    def table_rows(self, vocab_size: int) -> int:
+        """Rows of one layer's table, or groups of `rows_per_token` of them."""
+        return vocab_size
 
     @property
     def _delay(self) -> int:
@@ -85,11 +106,16 @@ class _TableConfig:
 
     def table_params(self, vocab_size: int, hidden_size: int, num_layers: int) -> int:
         """Token-indexed parameters N_n: table rows times their width, over all layers that carry one."""
-        return len(self.table_layers(num_layers)) * self.rows_per_token * vocab_size * hidden_size
+        rows = self.rows_per_token * self.table_rows(vocab_size)
+        return len(self.table_layers(num_layers)) * rows * hidden_size
 
     def other_params(self, hidden_size: int, num_layers: int) -> int:
         """Modulator parameters that are not rows: scales, and routers where there are any."""
         return len(self.table_layers(num_layers)) * hidden_size
+
+    def flops_per_token(self, hidden_size: int, num_layers: int) -> float:
+        """FLOPs of a forward pass per token; the lookup moves memory and computes nothing."""
+        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy; `config_from_dict` turns it back."""
@@ -98,10 +124,51 @@ class _TableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReTokenConfig(_TableConfig):
+class IndexedConfig(TableConfig):
+    """What the paper's two modulators share: their rows may be looked up by more than the token."""
+
+    norm: Norm = "rms"
+    """How a row is normalised: "l2" as printed (Eq. 1), or "rms" = l2 * sqrt(D), which the paper cites."""
+    eps: float = 1e-6
+    """Added to the row's L2 norm, so that a zero row stays zero instead of dividing by zero."""
+    index: Index = "token"
+    """Whose row a position reads: the current token's, or that of a hash of it and the token before it."""
+    index_size: float = 1.0
+    """Rows of a table of hashed bigrams over the vocabulary's size. Different bigrams may share a row."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.norm in get_args(Norm), "norm", self.norm, " or ".join(get_args(Norm)))
+        _require(_is_number(self.eps) and self.eps > 0, "eps", self.eps, "a number above 0")
+        _require(self.index in get_args(Index), "index", self.index, " or ".join(get_args(Index)))
+        size = self.index_size
+        _require(_is_number(size) and 0 < size < math.inf, "index_size", size, "a number above 0")
+        _require(self.index != "token" or size == 1, "index_size", size, "1 with index 'token'")
+
+    @property
+    def by_token(self) -> bool:
+        """Whether row x is token x's."""
+        return self.index == "token"
+
+    def table_rows(self, vocab_size: int) -> int:
+        """The vocabulary's, or `index_size` times as many."""
+        return max(1, round(self.index_size * vocab_size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the base; without the index where it is the token, so that earlier versions read it."""
+        values = super().to_dict()
+        return {k: v for k, v in values.items() if not (self.by_token and k in ("index", "index_size"))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReTokenConfig(IndexedConfig):
     """ReToken (JTok): each layer's MLP increment is gated by p = 1 + s * Norm(E[x]) (Eq. 1-2)."""
 
     type: ClassVar[str] = "retoken"
+
+    def flops_per_token(self, hidden_size: int, num_layers: int) -> float:
+        """4d a layer: normalise, scale, add one, gate (Sec. 3.1)."""
+        return 4.0 * hidden_size * len(self.table_layers(num_layers))
 
     @classmethod
     def paper(cls) -> ReTokenConfig:
@@ -110,7 +177,7 @@ class ReTokenConfig(_TableConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoRTConfig(_TableConfig):
+class MoRTConfig(IndexedConfig):
     """MoRT (JTok-M): a router mixes K of a token's n_e rows and adds them to the residual (Eq. 3-6, 16)."""
 
     type: ClassVar[str] = "mort"
@@ -156,14 +223,32 @@ class MoRTConfig(_TableConfig):
         """Scales [D] and routers [E, D]."""
         return len(self.table_layers(num_layers)) * hidden_size * (1 + self.num_modulators)
 
+    def flops_per_token(self, hidden_size: int, num_layers: int) -> float:
+        """Eq. 7: router 2 d n_e, mixture 2 d K, and 5d for norm (3), scale and addition, a layer."""
+        per_layer = hidden_size * (2 * self.num_modulators + 2 * self.top_k + 5)
+        return float(per_layer * len(self.table_layers(num_layers)))
+
     @classmethod
     def paper(cls) -> MoRTConfig:
         """The formula as printed: L2 norm, n_e 5, K 3, s starting at 1 (the paper gives no start values)."""
         return cls(norm="l2", init_scale=1.0, init_std=0.02)
 
 
-ModulatorConfig = ReTokenConfig | MoRTConfig
-_TYPES: dict[str, type[ReTokenConfig] | type[MoRTConfig]] = {c.type: c for c in (ReTokenConfig, MoRTConfig)}
+ModulatorConfig = TableConfig
+"""Anything that can be attached: the paper's two modulators, and what they are compared with."""
+
+
+def require_by_token(config: TableConfig, what: str) -> None:
+    """Refuse what builds on row x being token x's.
+
+    Raises:
+        ConfigError: rows of what is attached are found otherwise, or it is no modulator of the paper's.
+    """
+    if not config.by_token:
+        found = f"index {config.index!r}" if isinstance(config, IndexedConfig) else f"type {config.type!r}"
+        raise ConfigError(
+            f"{what}: what is attached has {found}; accepted: retoken or mort with index 'token'"
+        )
 
 
 def config_from_dict(values: dict[str, Any]) -> ModulatorConfig:
@@ -174,14 +259,15 @@ def config_from_dict(values: dict[str, Any]) -> ModulatorConfig:
     """
     _require(isinstance(values, dict), "modulator config", values, "a dict written by to_dict")
     kind, version = values.get("type"), values.get("format_version")
-    _require(kind in _TYPES, "modulator type", kind, " or ".join(_TYPES))
+    known = TableConfig.known
+    _require(kind in known, "modulator type", kind, ", ".join(known))
     _require(
         type(version) is int and 1 <= version <= FORMAT_VERSION,
         "format_version",
         version,
         f"1..{FORMAT_VERSION}",
     )
-    cls = _TYPES[str(kind)]
+    cls = known[str(kind)]
     rest = {k: v for k, v in values.items() if k not in ("type", "format_version")}
     unknown = sorted(set(rest) - {f.name for f in fields(cls)})
     _require(not unknown, f"option of {kind}", unknown, ", ".join(f.name for f in fields(cls)))

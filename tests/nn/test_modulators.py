@@ -137,9 +137,9 @@ def test_checkpoint_names_load_too():
 
 def test_the_context_refuses_other_positions():
     context = ForwardContext(IDS)
-    assert context.ids_for(torch.zeros(2, 7, D)) is IDS
+    assert context.index_for(torch.zeros(2, 7, D)) is IDS
     with pytest.raises(AttachError, match=r"shape \(2, 8, 33\) do not match input_ids of shape \(2, 7\)"):
-        context.ids_for(torch.zeros(2, 8, D))
+        context.index_for(torch.zeros(2, 8, D))
 
 
 def test_a_delayed_residual_is_not_overwritten_by_its_recomputation():

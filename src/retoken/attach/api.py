@@ -21,12 +21,14 @@ from retoken.attach.checkpoint import (
     renamings,
 )
 from retoken.attach.families import Anatomy, Family, dissect, family_of, refuse_wrapped
+from retoken.attach.rivals import Maker, Rival, RivalConfig
 from retoken.attach.wrap import backbone_class, modulated_layer_class, plan_hooks
-from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.config import ModulatorConfig, TableConfig
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack, TableFactory, TokenTable
 from retoken.nn.folded import Folded, build_folded
-from retoken.nn.stack import SumLoads, build_modulator
+from retoken.nn.index import NgramIndex
+from retoken.nn.stack import SumLoads, build_modulator, index_for
 from retoken.ops import RouterLoad
 
 _HANDLES = "_retoken_handles"
@@ -35,7 +37,7 @@ _CONVERSIONS = "_weight_conversions"  # what transformers keeps of how it rename
 
 def attach(
     model: PreTrainedModel,
-    config: ReTokenConfig | MoRTConfig,
+    config: ModulatorConfig,
     family: Family | None = None,
     *,
     table: TableFactory = TokenTable,
@@ -44,7 +46,9 @@ def attach(
 
     Args:
         model: a Hugging Face causal language model, random or pretrained, not wrapped by anything yet.
-        config: which modulator, and its options.
+        config: which modulator, and its options: a `ReTokenConfig`, a `MoRTConfig`, or one of
+            `retoken.attach.rivals`. Where rows are looked up by more than the current token, the model is set
+            to generate without a cache, which does not hold ids.
         family: where this backbone keeps its layers and MLPs; None: by its `model_type`.
         table: makes each layer's table; for tables that are divided from the start.
 
@@ -55,8 +59,9 @@ def attach(
         AttachError: the model is wrapped, attached already, or of an unknown family; or a part is missing.
         ConfigError: the configuration does not fit the model's depth.
     """
-    if not isinstance(config, ReTokenConfig | MoRTConfig):
-        raise AttachError(f"config is a {type(config).__name__}; accepted: a ReTokenConfig or a MoRTConfig")
+    if not isinstance(config, TableConfig):
+        accepted = "a ReTokenConfig, a MoRTConfig or one of retoken.attach.rivals"
+        raise AttachError(f"config is a {type(config).__name__}; accepted: {accepted}")
     if not isinstance(model, PreTrainedModel):
         raise AttachError(
             f"attach takes a transformers PreTrainedModel, found {type(model).__name__}; "
@@ -115,18 +120,28 @@ def install_from_config(model: PreTrainedModel) -> None:
 def _build_stack(
     model: PreTrainedModel,
     anatomy: Anatomy,
-    config: ReTokenConfig | MoRTConfig,
+    config: ModulatorConfig,
     table: TableFactory = TokenTable,
     folded: bool = False,
 ) -> ModulatorStack:
     layers = config.table_layers(len(anatomy.layers))
     built = {i: _modulator_for(model, anatomy, config, i, table, folded) for i in layers}
-    stack = ModulatorStack(config, built)
+    stack = ModulatorStack(config, built, _index_of(config, anatomy))
     return stack.train(model.training)
+
+
+def _index_of(config: ModulatorConfig, anatomy: Anatomy) -> NgramIndex | None:
+    if isinstance(config, RivalConfig):
+        return config.index_for(anatomy.vocab_size, anatomy.hidden_size, len(anatomy.layers))
+    return index_for(config, anatomy.vocab_size)
 
 
 def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) -> None:
     model.retoken = stack
+    if stack.index is not None:
+        model.config.use_cache = False
+        if model.generation_config is not None:
+            model.generation_config.use_cache = False
     sites, hooks = plan_hooks(model, stack.config, anatomy)
     for layer, site in zip(anatomy.layers, sites, strict=True):
         layer.__class__ = modulated_layer_class(type(layer))
@@ -137,12 +152,14 @@ def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) ->
 def _modulator_for(
     model: PreTrainedModel,
     anatomy: Anatomy,
-    config: ReTokenConfig | MoRTConfig,
+    config: ModulatorConfig,
     layer: int,
     table: TableFactory,
     folded: bool,
-) -> Modulator | Folded:
+) -> Modulator | Folded | Rival:
     device = next(anatomy.layers[layer].parameters()).device
+    if isinstance(config, RivalConfig):
+        return config.build(anatomy, layer, Maker(table, device, model.dtype))
     width, depth = anatomy.hidden_size, len(anatomy.layers)
     if folded:
         return build_folded(config, anatomy.vocab_size, width, device, model.dtype, table)
@@ -165,6 +182,8 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         layer.__class__ = backbone_class(layer)
         del layer.retoken_site
     delattr(model, _HANDLES)
+    if model.retoken.index is not None:
+        model.config.use_cache = model.generation_config.use_cache = True  # transformers' own default
     del model.retoken
     model.__class__ = backbone_class(model)
     _drop_config(model)

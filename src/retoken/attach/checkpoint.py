@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from retoken.attach.absent import ABSENT, ROWS_FILE
 from retoken.attach.families import FAMILIES, Family
+from retoken.attach.rivals import Rival
 from retoken.config import ModulatorConfig, config_from_dict
 from retoken.errors import CheckpointError
 from retoken.nn import Modulator, TokenTable
@@ -100,7 +101,7 @@ class AttachedModel:
         return embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Modulator | TokenTable | Router):
+        if isinstance(module, Modulator | TokenTable | Router | Rival):
             module.reset_parameters()
         else:
             super()._init_weights(module)  # pyright: ignore

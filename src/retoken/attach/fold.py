@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from retoken.attach.checkpoint import FIELD, FOLDED, is_folded, read_field
 from retoken.attach.families import dissect, refuse_wrapped
+from retoken.config import require_by_token
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack, TokenTable
 from retoken.nn.folded import fold_modulator
@@ -51,6 +52,7 @@ def _foldable(model: PreTrainedModel) -> ModulatorStack:
     if model.training:
         raise AttachError("the model is in training mode; fold is for inference: call model.eval() first")
     stack: Any = model.retoken
+    require_by_token(stack.config, "fold")
     for name, module in stack.layers.items():
         if not isinstance(module, Modulator) or type(module.table) is not TokenTable:
             kind = type(getattr(module, "table", module)).__name__

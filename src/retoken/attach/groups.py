@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from torch import nn
 
+from retoken.attach.rivals import Rival
 from retoken.errors import AttachError
 
-GROUPS = ("backbone", "tables", "scales", "routers")
+GROUPS = ("backbone", "tables", "scales", "routers", "projections")
 
 
-def _group_of(name: str) -> str:
+def _group_of(name: str, owner: nn.Module, parameter: nn.Parameter) -> str:
     if not name.startswith("retoken.") and ".retoken." not in name:
         return "backbone"
     for suffix, group in ((".table.weight", "tables"), (".scale", "scales"), (".router.weight", "routers")):
         if name.endswith(suffix):
             return group
+    if isinstance(owner, Rival):
+        return "projections" if parameter.dim() > 1 else "scales"
     raise AttachError(f"parameter {name!r} belongs to no group; known groups: {', '.join(GROUPS)}")
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
-    """{"backbone", "tables", "scales", "routers"}: (name, parameter), each parameter once (tied ones too).
+    """{group: (name, parameter)}, each parameter once (tied ones too).
+
+    The groups are backbone, tables, scales (and all other vectors of what is attached), routers, and
+    projections: the other matrices of what is attached, which ReToken and MoRT have none of.
 
     Raises:
         AttachError: a parameter fits no group, or the groups do not add up to the model.
     """
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
-        groups[_group_of(name)].append((name, parameter))
+        owner = model.get_submodule(name.rpartition(".")[0])
+        groups[_group_of(name, owner, parameter)].append((name, parameter))
     grouped = sum(p.numel() for group in groups.values() for _, p in group)
     total = sum(p.numel() for p in model.parameters())
     if grouped != total:

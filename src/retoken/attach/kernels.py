@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from retoken.attach.api import stack_of
+from retoken.attach.rivals import RivalConfig
 from retoken.config import MoRTConfig
 from retoken.errors import ConfigError
 from retoken.nn import Modulator, ModulatorStack
@@ -37,6 +38,8 @@ def use_kernels(model: nn.Module, kernels: KernelsName) -> None:
     if kernels not in get_args(KernelsName):
         raise ConfigError(f"kernels is {kernels!r}; accepted: {', '.join(get_args(KernelsName))}")
     stack = stack_of(model)
+    if isinstance(stack.config, RivalConfig):
+        raise ConfigError(f"kernels is {kernels!r} for {stack.config.type}; accepted for: retoken, mort")
     if kernels == "triton":
         _check_triton(stack)
     chosen = TRITON if kernels == "triton" and not _delays(stack) else OPERATORS

@@ -9,99 +9,26 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from retoken.attach.families import Anatomy
-from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.attach.rivals.base import RivalConfig
+from retoken.attach.sites import KEYWORD, Hook, LayerSite, SiteHook, first_of, with_first
+from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn import Fetched, ForwardContext, Landing, Modulator
-from retoken.ops import Routing, block_input_norm, fused
-
-KEYWORD = "retoken_context"
-
-
-class LayerSite:
-    """One layer's place in one model. What hooks read here is the same for every layer but for the tensors,
-    so that a compiler that takes the layers one by one compiles only one of them.
-    """
-
-    def __init__(self, layer: int, delayed: bool) -> None:
-        self.layer, self.delayed = layer, delayed
-        self.on_entry: list[RouteFromBlockInput] = []
-        self.forget()
-
-    def forget(self) -> None:
-        """Nothing is under way."""
-        self.modulator: Modulator | None = None
-        self.context: ForwardContext | None = None
-        self.residual: Landing | None = None
-        self.routing: Routing | None = None
-
-    def begin(self, modulators: nn.ModuleDict) -> None:
-        """A pass starts. Modulators are looked up anew: an adapter may have put trainable copies there."""
-        self.forget()
-        if str(self.layer) in modulators:
-            self.modulator = modulators[str(self.layer)]  # pyright: ignore
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
-        return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
-
-    def modulate(self, hidden: Tensor) -> Any:
-        """What the layer's modulator gives for `hidden` [B, S, D].
-
-        By what was put together for this pass, where something was; else the module itself is called.
-
-        Raises:
-            AttachError: the layer runs outside of its model, or on other positions than its pass.
-        """
-        context = self.context
-        if context is not None and fused.serves(hidden) and hidden.shape[:-1] == context.ids.shape:
-            ready = context.ready.get(self.layer)
-            if ready is not None:
-                return ready(hidden)
-        ids, fetched = self.tokens_for(hidden)
-        return self.modulator(hidden, ids, fetched)  # pyright: ignore
-
-    def tokens_for(self, hidden: Tensor) -> tuple[Tensor, Fetched | None]:
-        """This pass's ids, for hidden states [B, S, D], and the rows fetched for them, if any were.
-
-        Raises:
-            AttachError: the layer runs outside of its model.
-        """
-        if self.context is None:
-            raise AttachError(
-                "a modulated layer has no token ids: it was called without its model, or its model "
-                "does not pass keyword arguments on to its layers"
-            )
-        return self.context.ids_for(hidden), self.context.fetched(self.layer)
-
-
-class SiteHook:
-    """A hook that acts at one layer. An object, not a closure: a deep copy of the model follows its own."""
-
-    def __init__(self, site: LayerSite) -> None:
-        self.site = site
-
-
-def _first_of(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _with_first(output: Any, first: Tensor) -> Any:
-    return (first, *output[1:]) if isinstance(output, tuple) else first
+from retoken.nn import ForwardContext, Landing
+from retoken.ops import block_input_norm
 
 
 class GateIncrement(SiteHook):
     """ReToken: gate what enters the residual stream (Eq. 2)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return _with_first(output, self.site.modulate(_first_of(output)))
+        return with_first(output, self.site.modulate(first_of(output)))
 
 
 class RouteFromMlpInput(SiteHook):
@@ -132,7 +59,7 @@ class AddResidual(SiteHook):
     """MoRT: add the layer's residual to its increment (Eq. 6)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return _with_first(output, self.landing().add_to(_first_of(output)))
+        return with_first(output, self.landing().add_to(first_of(output)))
 
     def landing(self) -> Landing:
         """The residual that lands here. It is dropped: a recomputation makes it anew."""
@@ -175,11 +102,12 @@ class StartForward:
                 "pass input_ids (embeddings do not tell which token they stand for)"
             )
         stack: Any = self.model.retoken
-        stack.begin(ids, _mask_of_last(mask, ids))
+        index = stack.begin(ids, _mask_of_last(mask, ids), _is_cached(given.get("past_key_values")))
         for site in self.sites:
             site.begin(stack.layers)
-        fetch = stack.fetch(ids)
-        return args, kwargs | {KEYWORD: ForwardContext(ids, fetch, stack.ready(ids, fetch))}
+        fetch = stack.fetch(index)
+        context = ForwardContext(ids, fetch, stack.ready(index, fetch), index, stack.mask)
+        return args, kwargs | {KEYWORD: context}
 
 
 class EndForward:
@@ -191,6 +119,11 @@ class EndForward:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         routings = {site.layer: site.routing for site in self.sites if site.routing is not None}
         self.model.retoken.finish(routings)  # pyright: ignore
+
+
+def _is_cached(past: Any) -> bool:
+    """Whether positions before the ids given now are known only by what a cache has of them."""
+    return past is not None and past.get_seq_length() > 0
 
 
 def _mask_of_last(mask: Any, ids: Tensor) -> Tensor | None:
@@ -229,22 +162,8 @@ def backbone_class(module: nn.Module) -> type:
     return type(module).__bases__[1]
 
 
-class Hook(NamedTuple):
-    """One hook to register: on which module, before or after it runs."""
-
-    module: nn.Module
-    act: Any
-    before: bool
-
-    def register(self) -> RemovableHandle:
-        """Register it; the handle removes it."""
-        if self.before:
-            return self.module.register_forward_pre_hook(self.act, with_kwargs=True)
-        return self.module.register_forward_hook(self.act)
-
-
 def plan_hooks(
-    model: PreTrainedModel, config: ReTokenConfig | MoRTConfig, anatomy: Anatomy
+    model: PreTrainedModel, config: ModulatorConfig, anatomy: Anatomy
 ) -> tuple[list[LayerSite], list[Hook]]:
     """The site of every layer, and the hooks that this configuration's modulators need."""
     delay = config.injection_delay if isinstance(config, MoRTConfig) else 0
@@ -253,11 +172,13 @@ def plan_hooks(
         Hook(anatomy.base, StartForward(model, anatomy.base, sites), True),
         Hook(anatomy.base, EndForward(model, sites), False),
     ]
+    if isinstance(config, RivalConfig):
+        return sites, [*hooks, *config.hooks(anatomy, sites)]
     for layer in config.table_layers(len(sites)):
-        if isinstance(config, ReTokenConfig):
-            hooks.append(Hook(anatomy.increments[layer], GateIncrement(sites[layer]), False))
-        else:
+        if isinstance(config, MoRTConfig):
             hooks.extend(_mort_hooks(config, anatomy, sites, layer))
+        elif isinstance(config, ReTokenConfig):
+            hooks.append(Hook(anatomy.increments[layer], GateIncrement(sites[layer]), False))
     return sites, hooks
 
 

@@ -23,7 +23,7 @@ from retoken.errors import ConfigError
 # Options of the command that are no options of a training run.
 _OWN = (
     *("preset", "out", "data", "variants", "seeds", "retoken", "mort"),
-    *("jobs", "device", "threads", "json", "report_only"),
+    *("size", "wide", "jobs", "device", "threads", "json", "report_only"),
 )
 
 
@@ -38,13 +38,18 @@ class Compare:
     preset: Annotated[str, tyro.conf.Positional] = ""
     """Backbone by preset name; `retoken presets` lists them."""
     variants: tuple[str, ...] = ("baseline", "retoken", "mort")
-    """Which variants: baseline, retoken, mort."""
+    """Which variants: baseline, retoken, mort, and rivals: additive, retoken_bigram, mort_bigram, value,
+    per_layer, bigram, over_tokenized, engram, wide."""
     seeds: tuple[int, ...] = (0, 1)
     """Each variant is trained once on each seed; a seed is one data order and one start of the backbone."""
     data: Path | None = None
     """Token store written by `retoken prepare`; without it the default corpus is prepared into the cache."""
     out: Path | None = None
     """Folder of the comparison; without it out/compare-PRESET."""
+    size: float = 1.0
+    """Numbers in the tables of rivals over those of ReToken."""
+    wide: str = ""
+    """Preset of the variant "wide", a plain backbone of another width."""
     jobs: int = 1
     """Runs at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -149,6 +154,8 @@ class Compare:
             seeds=self.seeds,
             retoken=self.retoken,
             mort=self.mort,
+            size=self.size,
+            wide=presets.get(self.wide).name if self.wide else "",
             recipe=recipe,
             jobs=self.jobs,
             device=self.device,

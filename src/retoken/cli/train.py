@@ -10,15 +10,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from retoken import presets
+from retoken.attach.rivals import RivalConfig
 from retoken.cli.options import as_json
 from retoken.cli.train_view import TrainView, print_result
-from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
+from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig, TableConfig
 from retoken.errors import ConfigError
 from retoken.train.config import TrainConfig
 from retoken.train.tables import TableOptions
 
 # Options of the command that are no options of `TrainConfig`, or that are worked out from others.
-_OWN = ("preset", "model", "out", "retoken", "mort", "json")
+_OWN = ("preset", "model", "out", "retoken", "mort", "size", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,11 @@ class Train:
     """Backbone by preset name; `retoken presets` lists them. Or give --model."""
     data: Path
     """Token store written by `retoken prepare`."""
-    variant: Literal["baseline", "retoken", "mort"] = "baseline"
-    """What is attached to the backbone."""
+    variant: str = "baseline"
+    """What is attached: nothing (baseline), retoken, mort, or a rival: value, per_layer, bigram,
+    over_tokenized, engram."""
+    size: float = 1.0
+    """Numbers in a rival's tables over those of ReToken."""
     model: str = ""
     """Pretrained backbone in place of a preset: a folder, or a name on the Hugging Face hub."""
     out: Path | None = None
@@ -151,6 +155,11 @@ class Train:
                 raise ConfigError(
                     f"--{name}.* is given with --variant {self.variant}; accepted: --variant {name}"
                 )
+        rival = TableConfig.known.get(self.variant)
+        if rival is not None and issubclass(rival, RivalConfig):
+            return rival(size=self.size)
+        if self.size != 1:
+            raise ConfigError(f"--size is given with --variant {self.variant}; accepted: with a rival")
         return options.get(self.variant)
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from retoken.compare.variants import VARIANTS, WIDE, attached
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import ConfigError
-from retoken.train.config import TrainConfig, Variant
+from retoken.train.config import TrainConfig
 
-VARIANTS: tuple[str, ...] = get_args(Variant)
+THE_THREE = ("baseline", "retoken", "mort")
 # What tells the runs of a comparison apart; everything else of a run is the recipe.
 OWN_OPTIONS = ("out", "data", "preset", "model", "variant", "modulator", "seed", "device", "threads")
 
@@ -24,14 +25,18 @@ class CompareConfig:
     """Folder of the comparison: results.json, curves.csv, report.html and a folder a run."""
     data: Path
     """Token store written by `retoken prepare`."""
-    variants: tuple[str, ...] = VARIANTS
-    """Which variants are trained: "baseline", "retoken", "mort"."""
+    variants: tuple[str, ...] = THE_THREE
+    """Which variants are trained, by their names in `compare.variants`."""
     seeds: tuple[int, ...] = (0, 1)
     """Start values and data order; every variant is trained once on each."""
     retoken: ReTokenConfig = field(default_factory=ReTokenConfig)
     """How ReToken is attached."""
     mort: MoRTConfig = field(default_factory=MoRTConfig)
     """How MoRT is attached."""
+    size: float = 1.0
+    """Numbers in the tables of rivals over those of ReToken."""
+    wide: str = ""
+    """Preset of the variant "wide"."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Options of a training run by name, in place of the preset's."""
     jobs: int = 1
@@ -47,6 +52,11 @@ class CompareConfig:
         for name in self.variants:
             if name not in VARIANTS:
                 raise ConfigError(f"variants has {name!r}; accepted: {', '.join(VARIANTS)}")
+        if (WIDE in self.variants) != bool(self.wide):
+            raise ConfigError(
+                f"wide is {self.wide!r} with variants {', '.join(self.variants)}; accepted: a preset's name "
+                f"where {WIDE!r} is one of them, and only there"
+            )
         for seed in self.seeds:
             if type(seed) is not int or seed < 0:
                 raise ConfigError(f"seeds has {seed!r}; accepted: whole numbers from 0")
@@ -60,7 +70,11 @@ class CompareConfig:
 
     def modulator(self, variant: str) -> ModulatorConfig | None:
         """What a variant attaches; None for the baseline."""
-        return {"baseline": None, "retoken": self.retoken, "mort": self.mort}[variant]
+        return attached(variant, self.retoken, self.mort, self.size)
+
+    def backbone(self, variant: str) -> str:
+        """The preset of a variant's backbone."""
+        return self.wide if variant == WIDE else self.preset
 
 
 def _check_list(option: str, values: tuple[Any, ...]) -> None:

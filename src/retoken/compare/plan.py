@@ -33,9 +33,9 @@ def plan(config: CompareConfig) -> dict[RunKey, TrainConfig]:
         key: TrainConfig(
             out=folder.run(key),
             data=config.data,
-            preset=config.preset,
-            variant=key.name,  # type: ignore[arg-type]
-            modulator=config.modulator(key.name),
+            preset=config.backbone(key.name),
+            variant=modulator.type if (modulator := config.modulator(key.name)) else "baseline",
+            modulator=modulator,
             seed=key.seed,
             device=config.device,  # type: ignore[arg-type]
             threads=threads,
@@ -101,9 +101,11 @@ def counts(config: CompareConfig, store: TokenStore) -> dict[str, dict[str, floa
     Raises:
         ConfigError: A modulator does not fit the backbone's depth.
     """
-    preset, size = presets.get(config.preset), store.manifest.vocab_size
-    length = next(iter(plan(config).values())).context_length
+    options = {
+        "vocab_size": store.manifest.vocab_size,
+        "context_length": next(iter(plan(config).values())).context_length,
+    }
     return {
-        name: presets.count(preset, config.modulator(name), vocab_size=size, context_length=length).to_dict()
+        name: presets.count(presets.get(config.backbone(name)), config.modulator(name), **options).to_dict()
         for name in config.variants
     }

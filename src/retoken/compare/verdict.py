@@ -4,7 +4,20 @@ from collections.abc import Iterable, Sequence
 
 from retoken.compare.stats import Effect
 
-TITLES = {"baseline": "baseline", "retoken": "ReToken", "mort": "MoRT"}
+TITLES = {
+    "baseline": "baseline",
+    "retoken": "ReToken",
+    "mort": "MoRT",
+    "additive": "additive table",
+    "retoken_bigram": "ReToken by bigram",
+    "mort_bigram": "MoRT by bigram",
+    "value": "value embeddings",
+    "per_layer": "per-layer embeddings",
+    "bigram": "bigram table",
+    "over_tokenized": "Over-Tokenized",
+    "engram": "Engram",
+    "wide": "wider backbone",
+}
 MINUS = "\N{MINUS SIGN}"
 
 

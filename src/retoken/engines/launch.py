@@ -15,6 +15,7 @@ from typing import Any
 from retoken.attach.absent import ROWS_FILE
 from retoken.attach.checkpoint import FIELD, read_field
 from retoken.checkpoint.files import read_json
+from retoken.config import require_by_token
 from retoken.engines.vllm.options import asked_of
 from retoken.errors import ConfigError
 from retoken.serving.load import open_rows, rows_file_of
@@ -87,7 +88,8 @@ def check_folder(folder: Path, placement: Mapping[str, Any]) -> None:
         if placement:
             raise ConfigError(f"{folder} has no token-indexed parameters; accepted for it: no placement")
         return
-    read_field(SimpleNamespace(**{FIELD: written}))  # pyright: ignore
+    _, modulator = read_field(SimpleNamespace(**{FIELD: written}))  # pyright: ignore
+    require_by_token(modulator, str(folder))
     packed = ROWS_FILE in written
     asked = asked_of(placement, packed)
     if packed:

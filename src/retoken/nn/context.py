@@ -51,19 +51,30 @@ class ForwardContext:
     """
 
     def __init__(
-        self, ids: Tensor, fetch: Fetch | None = None, ready: Mapping[int, Callable[..., Any]] = NOTHING
+        self,
+        ids: Tensor,
+        fetch: Fetch | None = None,
+        ready: Mapping[int, Callable[..., Any]] = NOTHING,
+        index: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         self.ids = ids
         """[B, S] token ids."""
+        self.index = ids if index is None else index
+        """[B, S], or [B, S, H]: which rows of a table these positions read; the ids, unless hashed."""
+        self.mask = mask
+        """[B, S], false at padding; None: there is none."""
         self.fetch = fetch
         """The rows fetched for them; None: each layer looks them up in its table."""
         self.ready = ready
         """Layer -> what its modulator does with states, as `ModulatorStack.ready` has it."""
         self.delayed: dict[int, Landing] = {}
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
+        self.embedded: Tensor | None = None
+        """[B, S, D] what the first layer was given, where a later one reads it too."""
 
-    def ids_for(self, hidden: Tensor) -> Tensor:
-        """The ids of the positions of `hidden` [B, S, D].
+    def index_for(self, hidden: Tensor) -> Tensor:
+        """Which rows the positions of `hidden` [B, S, D] read, [B, S] or [B, S, H].
 
         Raises:
             AttachError: the layer sees other positions than the ids of this pass.
@@ -73,7 +84,7 @@ class ForwardContext:
                 f"hidden states of shape {tuple(hidden.shape)} do not match input_ids of shape "
                 f"{tuple(self.ids.shape)}; pass the whole input as input_ids"
             )
-        return self.ids
+        return self.index
 
     def fetched(self, layer: int) -> Fetched | None:
         """What was fetched for a layer, arrived."""

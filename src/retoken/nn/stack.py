@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.config import IndexedConfig, ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn.context import Fetch, NearFetch, RowSource
+from retoken.nn.index import Head, NgramIndex
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
@@ -22,7 +23,7 @@ SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
 
 
 def build_modulator(
-    config: ReTokenConfig | MoRTConfig,
+    config: ModulatorConfig,
     vocab_size: int,
     hidden_size: int,
     num_layers: int,
@@ -31,9 +32,19 @@ def build_modulator(
     table: TableFactory = TokenTable,
 ) -> Modulator:
     """The module one layer carries; `table` makes its table."""
+    vocab_size = config.table_rows(vocab_size)
     if isinstance(config, MoRTConfig):
         return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype, table)
-    return ReToken(config, vocab_size, hidden_size, device, dtype, table)
+    if isinstance(config, ReTokenConfig):
+        return ReToken(config, vocab_size, hidden_size, device, dtype, table)
+    raise AttachError(f"{config.type} has no modulator; accepted: retoken, mort")
+
+
+def index_for(config: ModulatorConfig, vocab_size: int) -> NgramIndex | None:
+    """Which rows the paper's modulators read, of a backbone with that vocabulary; None: the token's."""
+    if not isinstance(config, IndexedConfig) or config.by_token:
+        return None
+    return NgramIndex((Head(order=2, salt=0, rows=config.table_rows(vocab_size)),))
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -50,9 +61,21 @@ def _resident(table: Any, ids: Tensor) -> Fetched | None:
 class ModulatorStack(nn.Module):
     """`layers`: {str(layer): modulator}; its parameters' names are the checkpoint's."""
 
-    def __init__(self, config: ReTokenConfig | MoRTConfig, modulators: Mapping[int, nn.Module]) -> None:
+    def __init__(
+        self,
+        config: ModulatorConfig,
+        modulators: Mapping[int, nn.Module],
+        index: NgramIndex | None = None,
+    ) -> None:
+        """
+        Args:
+            config: What they are.
+            modulators: {layer: its modulator}.
+            index: Which rows positions read; None: the row of their token.
+        """
         super().__init__()
         self.config = config
+        self.index = index
         self.layers = nn.ModuleDict({str(layer): module for layer, module in modulators.items()})
         self.source: RowSource | None = None
         self.routings: dict[int, Routing] | None = None
@@ -60,22 +83,33 @@ class ModulatorStack(nn.Module):
         self.summed: dict[int, RouterLoad] | None = None
         self.batch_load: dict[int, RouterLoad] | SumLoads | None = None
 
-    def begin(self, ids: Tensor, mask: Tensor | None) -> None:
+    def begin(self, ids: Tensor, mask: Tensor | None, cached: bool = False) -> Tensor:
         """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding.
 
+        Args:
+            ids, mask: as said.
+            cached: whether there are tokens before these, in a cache.
+
+        Returns:
+            Which rows the positions read: the ids, or [B, S] or [B, S, H] hashed.
+
         Raises:
-            AttachError: an id has no row. Not looked for where that would stall a device or a compiler.
+            AttachError: an id has no row (not looked for where that would stall a device or a compiler), or
+                rows depend on tokens that are not given.
         """
+        self.routings, self.mask, self.summed = None, mask, None
+        if self.index is not None:
+            return self.index(ids, mask, cached)
         if type(ids) is Tensor and ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_ids(ids)
-        self.routings, self.mask, self.summed = None, mask, None
+        return ids
 
     def fetch(self, ids: Tensor) -> Fetch | None:
-        """The rows of a pass over ids [B, S]; None where each layer looks them up in its table."""
+        """The rows of a pass that reads those of `ids`; None where each layer looks them up in its table."""
         return None if self.source is None else self.source.fetch(ids)
 
     def ready(self, ids: Tensor, fetch: Fetch | None) -> dict[int, Callable[..., Any]]:
-        """What modulators do in a pass over ids [B, S], all but its states put together.
+        """What modulators do in a pass that reads the rows of ids [B, S], all but its states put together.
 
         Args:
             ids: on the host.
@@ -166,6 +200,8 @@ class ModulatorStack(nn.Module):
             )
 
     def resize(self, vocab_size: int) -> None:
-        """Give every table `vocab_size` tokens; new rows are neutral."""
+        """Give every table `vocab_size` tokens; new rows are neutral. Hashed tables take any token."""
+        if self.index is not None:
+            return
         for module in self.layers.values():
             module.table.resize(vocab_size)  # pyright: ignore

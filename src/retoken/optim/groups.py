@@ -17,7 +17,7 @@ from retoken.optim.row_wise import RowWiseAdam
 
 NamedParameters = Sequence[tuple[str, nn.Parameter]]
 TableOptimizer = Literal["adamw", "row_adamw", "row_wise"]
-ROLES = ("backbone", "tables", "scales", "routers")
+ROLES = ("backbone", "tables", "scales", "routers", "projections")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class GroupOptions:
     lr: float
     """Peak rate of the backbone."""
     weight_decay: float = 0.1
-    """Decoupled decay of the backbone's matrices and of the routers."""
+    """Decoupled decay of the backbone's matrices, the routers and the projections."""
     table_lr_mult: float = 1.0
     """Peak rate of the tables over `lr`."""
     table_weight_decay: float = 0.0
@@ -41,8 +41,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimizer: params, name, peak_lr, weight_decay; empty groups are left out.
 
-    Backbone matrices and routers decay. Vectors (norm gains, biases) and embeddings do not: a gradient
-    touches few rows of an embedding a step, while decay would shrink all of them, the rare ones to nothing.
+    Backbone matrices, routers and projections decay. Vectors (norm gains, biases) and embeddings do not: a
+    gradient touches few rows of an embedding a step, while decay would shrink all of them, the rare ones to
+    nothing.
     A head tied to the embedding is the same parameter and goes with it.
 
     Args:
@@ -69,6 +70,7 @@ def parameter_groups(
         _group("tables", roles.get("tables", ()), lr * options.table_lr_mult, options.table_weight_decay),
         _group("scales", roles.get("scales", ()), lr * options.scale_lr_mult, 0.0),
         _group("routers", roles.get("routers", ()), lr, decay),
+        _group("projections", roles.get("projections", ()), lr, decay),
     ]
     groups = [group for group in groups if group["params"]]
     _check_partition(model, groups)

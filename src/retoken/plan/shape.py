@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from retoken.config import ModulatorConfig, MoRTConfig
+from retoken.config import ModulatorConfig, MoRTConfig, require_by_token
 from retoken.errors import ConfigError
 
 Layout = Literal["V", "E", "VxE"]
@@ -60,6 +60,7 @@ class Tables:
         Raises:
             ConfigError: its layers are not in the backbone.
         """
+        require_by_token(modulator, "dividing tables")
         routed = isinstance(modulator, MoRTConfig)
         return cls(
             vocab_size=vocab_size,

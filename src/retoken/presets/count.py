@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from retoken.config import ModulatorConfig, MoRTConfig
+from retoken.config import ModulatorConfig
 from retoken.errors import ConfigError
 from retoken.presets.recipe import Preset
 
@@ -141,7 +141,7 @@ class Backbone:
             activated_params=self.activated_params,
             table_params=modulator.table_params(self.vocab_size, *depth) if modulator else 0,
             other_params=modulator.other_params(*depth) if modulator else 0,
-            rho=_rho(modulator),
+            rho=modulator.activation if modulator else 0.0,
             backbone_flops_per_token=TRAINING * self.flops_per_token,
             head_flops_per_token=TRAINING * self.head_flops,
             attention_flops_per_token=TRAINING * self.attention_flops,
@@ -214,18 +214,8 @@ def attention_flops(text: Any, context_length: int) -> float:
 
 
 def table_flops(modulator: ModulatorConfig | None, hidden_size: int, num_layers: int) -> float:
-    """Forward FLOPs per token of what is attached, over the layers that carry a table.
-
-    ReToken: 4d a layer, the paper's own count (normalise, scale, add one, gate; Sec. 3.1). MoRT (Eq. 7):
-    router 2 d n_e, mixture 2 d K, and 5d for the squared norm (2), the division, the scale and the addition.
-    The lookup moves memory and computes nothing.
-    """
-    if modulator is None:
-        return 0.0
-    per_layer = 4 * hidden_size
-    if isinstance(modulator, MoRTConfig):
-        per_layer = hidden_size * (2 * modulator.num_modulators + 2 * modulator.top_k + 5)
-    return float(per_layer * len(modulator.table_layers(num_layers)))
+    """Forward FLOPs per token of what is attached, over the layers that carry a table (Eq. 7, Sec. 3.1)."""
+    return modulator.flops_per_token(hidden_size, num_layers) if modulator else 0.0
 
 
 def _backbone(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -253,9 +243,3 @@ def _attention_widths(text: Any) -> tuple[int, int]:
     width = getattr(text, "head_dim", None) or text.hidden_size // heads
     latent = (getattr(text, "qk_nope_head_dim", None) or 0) + (getattr(text, "qk_rope_head_dim", None) or 0)
     return heads * (latent or width), heads * (getattr(text, "v_head_dim", None) or width)
-
-
-def _rho(modulator: ModulatorConfig | None) -> float:
-    if modulator is None:
-        return 0.0
-    return modulator.activation if isinstance(modulator, MoRTConfig) else 1.0

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from retoken.attach.api import stack_of
 from retoken.attach.checkpoint import FIELD, is_folded
+from retoken.config import require_by_token
 from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.ops.triton.launch import has_triton
@@ -214,6 +215,7 @@ def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
 
 
 def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
+    require_by_token(stack.config, "place")
     parts = {int(layer): module.table for layer, module in stack.layers.items()}
     for layer, table in parts.items():
         if type(table) is not TokenTable:

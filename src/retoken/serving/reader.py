@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from retoken.attach.absent import ROWS_FILE
-from retoken.attach.checkpoint import FIELD, is_folded
+from retoken.attach.checkpoint import FIELD, is_folded, read_field
 from retoken.checkpoint.files import read_json
+from retoken.config import require_by_token
 from retoken.errors import CheckpointError
 from retoken.ops.quantize import STORED
 from retoken.serving.layout import RecordLayout
@@ -100,6 +102,8 @@ class FolderReader:
             raise CheckpointError(
                 f"{folder}: its rows are packed already; accepted: the folder it was made of"
             )
+        if isinstance(written, dict):
+            require_by_token(read_field(SimpleNamespace(**{FIELD: written}))[1], str(folder))  # pyright: ignore
         found = {key: part for key, part in open_tensors(folder).items() if TABLE.fullmatch(key)}
         self.slices: dict[int, Any] = {int(key.split(".")[2]): part for key, part in found.items()}
         self.slices = dict(sorted(self.slices.items()))

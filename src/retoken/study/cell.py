@@ -13,7 +13,7 @@ from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import CheckpointError
 from retoken.presets import Counts
 from retoken.study.config import StudyConfig
-from retoken.train.config import TrainConfig, Variant
+from retoken.train.config import TrainConfig
 
 Stage = Literal["baseline", "optimum", "frontier", "ratio", "sparsity", "stored", "time"]
 STAGES: tuple[str, ...] = get_args(Stage)
@@ -31,7 +31,7 @@ class Cell:
     name: str
     """Without the seed."""
     stage: Stage
-    variant: Variant
+    variant: str
     backbone: str
     """"dense" or "mixture"."""
     preset: str
@@ -146,7 +146,7 @@ def make_cell(
     *,
     label: str,
     stage: Stage,
-    variant: Variant,
+    variant: str,
     backbone: str,
     preset: str,
     shape: tuple[int, int],

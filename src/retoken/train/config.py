@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig, config_from_dict
+from retoken.config import ModulatorConfig, TableConfig, config_from_dict
 from retoken.errors import ConfigError
 from retoken.optim import GroupOptions, Schedule
 from retoken.optim.schedule import Shape
 from retoken.train.tables import TableOptions
 
 FORMAT_VERSION = 1
-Variant = Literal["baseline", "retoken", "mort"]
+BASELINE = "baseline"
 DType = Literal["float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 DataParallel = Literal["ddp", "fsdp"]
@@ -42,8 +42,8 @@ class TrainConfig:
     """Backbone by preset name, from random weights; `retoken presets` lists them. Or give `model`."""
     model: str = ""
     """Backbone from pretrained weights: a folder, or a name on the Hugging Face hub. Or give `preset`."""
-    variant: Variant = "baseline"
-    """"baseline": the backbone as it is; "retoken" or "mort": with token-indexed parameters attached."""
+    variant: str = BASELINE
+    """"baseline": the backbone as it is; "retoken", "mort" or a rival's type: with that attached."""
     modulator: ModulatorConfig | None = None
     """How the variant is attached; None: the variant's defaults."""
     seed: int = 0
@@ -147,7 +147,7 @@ class TrainConfig:
         """What is attached: `modulator`, or the variant's defaults; None for the baseline."""
         if self.modulator is not None:
             return self.modulator
-        return {"baseline": None, "retoken": ReTokenConfig(), "mort": MoRTConfig()}[self.variant]
+        return None if self.variant == BASELINE else TableConfig.known[self.variant]()
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -210,7 +210,9 @@ class TrainConfig:
 
 
 def _check_choices(config: TrainConfig) -> None:
-    choices = {"variant": Variant, "schedule": Shape, "dtype": DType, "compile": Compile, "device": Device}
+    if config.variant not in (variants := (BASELINE, *TableConfig.known)):
+        raise ConfigError(f"variant is {config.variant!r}; accepted: {', '.join(variants)}")
+    choices = {"schedule": Shape, "dtype": DType, "compile": Compile, "device": Device}
     choices |= {"data_parallel": DataParallel, "balance_over": BalanceOver}
     for name, kind in choices.items():
         value, accepted = getattr(config, name), get_args(kind)

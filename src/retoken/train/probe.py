@@ -38,7 +38,8 @@ def probe(model: PreTrainedModel, ids: Tensor, dtype: torch.dtype = torch.float3
 
 
 def _modulation(model: PreTrainedModel) -> dict[str, Any]:
-    scales = {str(layer): module.scale.float() for layer, module in retoken.modulators(model).items()}
+    modulators = retoken.modulators(model).items()
+    scales = {str(layer): m.scale.float() for layer, m in modulators if hasattr(m, "scale")}
     loads = retoken.router_loads(model)
     return {
         "scale_mean": {layer: scale.mean().item() for layer, scale in scales.items()},

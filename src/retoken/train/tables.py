@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from retoken.config import ModulatorConfig, MoRTConfig
+from retoken.config import ModulatorConfig, MoRTConfig, require_by_token
 from retoken.errors import ConfigError
 
 TableOptimizer = Literal["row_wise", "row_adamw", "adamw"]
@@ -80,6 +80,9 @@ def check_fits(options: TableOptions, attached: ModulatorConfig | None, processe
     """
     if options.memory == "host" and processes > 1:
         raise ConfigError(f"tables.memory is 'host' with {processes} processes; accepted there: device")
+    divided = processes > 1 and options.optimizer != "adamw"
+    if attached is not None and (options.memory == "host" or divided):
+        require_by_token(attached, f"tables.memory {options.memory!r} on {processes} process(es)")
     if attached is None or isinstance(attached, MoRTConfig):
         return
     for name, accepted in (("layout", ("auto", "V", "replicated")), ("exchange", ("auto", "early"))):

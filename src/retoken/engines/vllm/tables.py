@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from retoken.attach.absent import ROWS_FILE, AbsentTable
 from retoken.attach.checkpoint import FIELD, is_folded, read_field
 from retoken.attach.families import Family
-from retoken.config import ModulatorConfig
+from retoken.config import ModulatorConfig, require_by_token
 from retoken.engines.vllm.options import asked_of
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.nn.folded import build_folded
@@ -58,6 +58,7 @@ def plan_of(config: PreTrainedConfig, options: dict[str, Any]) -> Plan:
         ConfigError: options that are none.
     """
     family, modulator = read_field(config)
+    require_by_token(modulator, "vLLM")
     written = getattr(config, FIELD)
     asked = asked_of(options, ROWS_FILE in written)
     plan = Plan(family, modulator, written, asked)

@@ -1,0 +1,105 @@
+"""One layer's place in one model: what a pass leaves there for the hooks that act in it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from retoken.errors import AttachError
+from retoken.nn import Fetched, ForwardContext, Landing, Modulator
+from retoken.ops import Routing, fused
+
+KEYWORD = "retoken_context"
+
+
+class LayerSite:
+    """One layer's place in one model. What hooks read here is the same for every layer but for the tensors,
+    so that a compiler that takes the layers one by one compiles only one of them.
+    """
+
+    def __init__(self, layer: int, delayed: bool) -> None:
+        self.layer, self.delayed = layer, delayed
+        self.on_entry: list[Any] = []
+        """Called with the layer and its arguments before it runs."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing is under way."""
+        self.modulator: Modulator | None = None
+        self.context: ForwardContext | None = None
+        self.residual: Landing | None = None
+        self.routing: Routing | None = None
+
+    def begin(self, modulators: nn.ModuleDict) -> None:
+        """A pass starts. Modulators are looked up anew: an adapter may have put trainable copies there."""
+        self.forget()
+        if str(self.layer) in modulators:
+            self.modulator = modulators[str(self.layer)]  # pyright: ignore
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
+        return {**self.__dict__, "modulator": None, "context": None, "residual": None, "routing": None}
+
+    def modulate(self, hidden: Tensor) -> Any:
+        """What the layer's modulator gives for `hidden` [B, S, D].
+
+        By what was put together for this pass, where something was; else the module itself is called.
+
+        Raises:
+            AttachError: the layer runs outside of its model, or on other positions than its pass.
+        """
+        context = self.context
+        if context is not None and fused.serves(hidden) and hidden.shape[:-1] == context.ids.shape:
+            ready = context.ready.get(self.layer)
+            if ready is not None:
+                return ready(hidden)
+        ids, fetched = self.tokens_for(hidden)
+        return self.modulator(hidden, ids, fetched)  # pyright: ignore
+
+    def tokens_for(self, hidden: Tensor) -> tuple[Tensor, Fetched | None]:
+        """Which rows this pass reads for hidden states [B, S, D], and those rows, where they were fetched.
+
+        Raises:
+            AttachError: the layer runs outside of its model.
+        """
+        if self.context is None:
+            raise AttachError(
+                "a modulated layer has no token ids: it was called without its model, or its model "
+                "does not pass keyword arguments on to its layers"
+            )
+        return self.context.index_for(hidden), self.context.fetched(self.layer)
+
+
+class SiteHook:
+    """A hook that acts at one layer. An object, not a closure: a deep copy of the model follows its own."""
+
+    def __init__(self, site: LayerSite) -> None:
+        self.site = site
+
+
+def first_of(output: Any) -> Tensor:
+    """The tensor of a module that gives a tensor, or a tuple that starts with one."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_first(output: Any, first: Tensor) -> Any:
+    """Such an output with another tensor."""
+    return (first, *output[1:]) if isinstance(output, tuple) else first
+
+
+class Hook(NamedTuple):
+    """One hook to register: on which module, before or after it runs."""
+
+    module: nn.Module
+    act: Any
+    before: bool
+    named: bool = False
+    """After it: whether `act` is given the keyword arguments too. Before it, it always is."""
+
+    def register(self) -> RemovableHandle:
+        """Register it; the handle removes it."""
+        if self.before:
+            return self.module.register_forward_pre_hook(self.act, with_kwargs=True)
+        return self.module.register_forward_hook(self.act, with_kwargs=self.named)

@@ -1,0 +1,48 @@
+"""Which rows of a table the positions of a pass read, where that is not the token's own row."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retoken.errors import AttachError
+from retoken.ops.ngrams import ngram_hash
+
+
+class Head(NamedTuple):
+    """One hash of n-grams into a stretch of a table."""
+
+    order: int
+    """n: the current token and the n - 1 before it."""
+    salt: int
+    """Tells the hashes of one order apart."""
+    rows: int
+    """Rows it spreads n-grams over."""
+    start: int = 0
+    """The first of them."""
+
+
+class NgramIndex:
+    """[B, S] -> the rows of each position: [B, S] with one head, [B, S, H] with H."""
+
+    def __init__(self, heads: tuple[Head, ...]) -> None:
+        self.heads = heads
+
+    def __call__(self, ids: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
+        """The rows of token ids [B, S]; `mask` [B, S] is false where they are padding.
+
+        Raises:
+            AttachError: tokens before these are known to a cache only.
+        """
+        if cached:
+            raise AttachError(
+                "rows are looked up by n-grams, and the tokens before input_ids are in a cache that does not "
+                "hold ids; accepted: the whole text as input_ids, with use_cache=False"
+            )
+        found = [
+            ngram_hash(ids, mask, head.order, head.salt).remainder(head.rows) + head.start
+            for head in self.heads
+        ]
+        return found[0] if len(found) == 1 else torch.stack(found, -1)
