@@ -24,7 +24,7 @@ def ngram_hash(ids: Tensor, mask: Tensor | None, order: int, salt: int = 0) -> T
         order: n.
         salt: another number, another hash.
     """
-    present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
+    present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
     token = (ids.long() + 1) * present
     hashed = torch.full_like(token, salt)
     for back in range(order):

@@ -78,7 +78,7 @@ class Rival(nn.Module):
     table: TokenTable
 
     def reset_parameters(self) -> None:
-        """Start values of everything but the table."""
+        """Start values of all but the table, by `nn.init`: transformers keeps that off loaded values."""
         raise NotImplementedError
 
     def lookup(self, index: Tensor) -> Tensor:

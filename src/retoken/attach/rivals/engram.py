@@ -57,9 +57,7 @@ class EngramConfig(RivalConfig):
         """(rows of a hash, width of a row), so that all layers together hold size * L * V * D numbers."""
         hashes = len(ORDERS) * self.hashes
         if hidden_size % hashes:
-            raise ConfigError(
-                f"hashes is {self.hashes}; accepted: a divisor of half the width, {hidden_size}"
-            )
+            raise ConfigError(f"hashes is {self.hashes}; accepted: a divisor of {hidden_size} / 2")
         rows = self.size * num_layers * vocab_size / len(self.table_layers(num_layers))
         return max(1, round(rows)), hidden_size // hashes
 
@@ -109,15 +107,14 @@ class Engram(Rival):
         self.conv_scale = make.parameter(hidden_size)
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Projections that keep sizes, the value's times the start value; no convolution; gains of 1."""
         width = self.key.shape[1]
         nn.init.normal_(self.key, std=width**-0.5)
         nn.init.normal_(self.value, std=self.start * width**-0.5)
-        self.kernel.zero_()
+        nn.init.zeros_(self.kernel)
         for gain in (self.query_scale, self.key_scale, self.conv_scale):
-            gain.fill_(1.0)
+            nn.init.ones_(gain)
 
     def forward(self, hidden: Tensor, rows: Tensor, present: Tensor | None = None) -> Tensor:
         """Hidden states [B, S, D] with the memory of rows [B, S, H, D / H] added.

@@ -47,9 +47,7 @@ class OverTokenizedConfig(RivalConfig):
         """(rows of a hash, width of a row)."""
         hashes = len(ORDERS) * self.splits
         if hidden_size % hashes:
-            raise ConfigError(
-                f"splits is {self.splits}; accepted: a divisor of half the width, {hidden_size}"
-            )
+            raise ConfigError(f"splits is {self.splits}; accepted: a divisor of {hidden_size} / 2")
         return max(1, round(self.size * num_layers * vocab_size)), hidden_size // hashes
 
     def table_params(self, vocab_size: int, hidden_size: int, num_layers: int) -> int:

@@ -91,10 +91,9 @@ class ValueEmbedding(Rival):
         self.gate = make.parameter(gates, min(GATE_CHANNELS, table.width))
         self.reset_parameters()
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """A gate of 1 everywhere."""
-        self.gate.zero_()
+        nn.init.zeros_(self.gate)
 
     def forward(self, values: Tensor, states: Tensor, rows: Tensor) -> Tensor:
         """Values with rows added, [B, S, D]; all of that shape, `states` what attention reads."""
