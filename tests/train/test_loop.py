@@ -259,3 +259,40 @@ def test_the_clock_stands_still_in_evaluations_and_checkpoints(make, monkeypatch
     assert result.train_seconds < 1.0
     seconds = [line["seconds"] for line in lines(config.out)]
     assert seconds == sorted(seconds) and 0 < seconds[1] < seconds[-1] <= result.train_seconds
+
+
+@pytest.mark.parametrize("variant", ["retoken", "mort", "engram"])
+def test_what_is_attached_trains_alone_and_resumes_bit_equal(make, tmp_path, variant):
+    """A retrofit: a pretrained backbone, neutral at the start, its own weights to the bit at the end."""
+    train(make(out=tmp_path / "base"))
+    backbone = {"model": str(tmp_path / "base" / "model"), "variant": variant, "trains": "attached"}
+    options = {**backbone, "checkpoint_every": 4, "eval_every": 6}
+    whole, broken = make(out=tmp_path / "whole", **options), make(out=tmp_path / "broken", **options)
+    train(whole)
+
+    def crash(event):
+        if event["kind"] == "train" and event["step"] == 10:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(broken, on_event=crash)
+    train(broken)
+    assert_same_run(whole.out, broken.out)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / run / "model").state_dict()
+        for run in ("base", "whole")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    start, end = (
+        read(whole.out / "checkpoints" / f"step-{step:06d}").tensors().read_all() for step in (4, 12)
+    )
+    assert all(not torch.equal(start[name], end[name]) for name in start if name.endswith(".table"))
+
+
+def test_a_retrofit_starts_neutral(make, tmp_path):
+    """With a scale of 0 the first evaluation is the backbone's own loss."""
+    base = train(make(out=tmp_path / "base"))
+    config = retoken.ReTokenConfig(init_scale=0.0)
+    options = {"model": str(tmp_path / "base" / "model"), "variant": "retoken", "modulator": config}
+    result = train(make(out=tmp_path / "fitted", trains="attached", lr=1e-12, **options))
+    assert abs(result.val_loss - base.val_loss) < 1e-6

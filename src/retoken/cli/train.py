@@ -39,6 +39,8 @@ class Train:
     over_tokenized, engram."""
     size: float = 1.0
     """Numbers in a rival's tables over those of ReToken."""
+    trains: Literal["all", "attached"] = "all"
+    """What is trained: everything, or only what is attached, the backbone staying as it is."""
     model: str = ""
     """Pretrained backbone in place of a preset: a folder, or a name on the Hugging Face hub."""
     out: Path | None = None

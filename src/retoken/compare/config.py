@@ -12,7 +12,18 @@ from retoken.train.config import TrainConfig
 
 THE_THREE = ("baseline", "retoken", "mort")
 # What tells the runs of a comparison apart; everything else of a run is the recipe.
-OWN_OPTIONS = ("out", "data", "preset", "model", "variant", "modulator", "seed", "device", "threads")
+OWN_OPTIONS = (
+    "out",
+    "data",
+    "preset",
+    "model",
+    "variant",
+    "modulator",
+    "trains",
+    "seed",
+    "device",
+    "threads",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,7 @@ Compile = Literal["auto", "on", "off"]
 DataParallel = Literal["ddp", "fsdp"]
 BalanceOver = Literal["batch", "pass"]
 Device = Literal["auto", "cpu", "cuda"]
+Trains = Literal["all", "attached"]
 
 _POSITIVE = ("batch_size", "context_length", "lr", "log_every", "keep", "adam_eps", "timeout")
 _NOT_NEGATIVE = (
@@ -46,6 +47,8 @@ class TrainConfig:
     """"baseline": the backbone as it is; "retoken", "mort" or a rival's type: with that attached."""
     modulator: ModulatorConfig | None = None
     """How the variant is attached; None: the variant's defaults."""
+    trains: Trains = "all"
+    """What is trained: everything, or only what is "attached", the backbone staying as it is."""
     seed: int = 0
     """Start values and data order."""
     device: Device = "auto"
@@ -213,7 +216,7 @@ def _check_choices(config: TrainConfig) -> None:
     if config.variant not in (variants := (BASELINE, *TableConfig.known)):
         raise ConfigError(f"variant is {config.variant!r}; accepted: {', '.join(variants)}")
     choices = {"schedule": Shape, "dtype": DType, "compile": Compile, "device": Device}
-    choices |= {"data_parallel": DataParallel, "balance_over": BalanceOver}
+    choices |= {"data_parallel": DataParallel, "balance_over": BalanceOver, "trains": Trains}
     for name, kind in choices.items():
         value, accepted = getattr(config, name), get_args(kind)
         if value not in accepted:
@@ -240,3 +243,5 @@ def _check_modulator(config: TrainConfig) -> None:
         raise ConfigError(
             f"modulator is a {found} config with variant {config.variant!r}; accepted: one of its kind"
         )
+    if config.trains == "attached" and config.variant == BASELINE:
+        raise ConfigError("trains is 'attached' with variant 'baseline'; accepted there: 'all'")

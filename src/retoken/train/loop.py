@@ -131,6 +131,7 @@ def prepare(
         model = setup.build_model(config, store, furnisher.table_for)
     source = furnisher.furnish(model)
     nn.Module.to(model, world.device).train()
+    setup.choose_trained(model, config)
     if config.activation_checkpointing:
         setup.recompute_activations(model)
     if world.leads:

@@ -71,6 +71,13 @@ def build_model(
     return model
 
 
+def choose_trained(model: PreTrainedModel, config: TrainConfig) -> None:
+    """Leave the backbone as it is where only what is attached trains."""
+    if config.trains == "attached":
+        for _, parameter in retoken.param_groups(model)["backbone"]:
+            parameter.requires_grad_(False)
+
+
 def recompute_activations(model: PreTrainedModel) -> None:
     """Keep only each layer's input for the backward pass."""
     old = model.gradient_checkpointing_enable  # deprecated, but all that older releases have

@@ -1,0 +1,209 @@
+"""Matched baselines: uses of token-indexed rows at equal FLOPs and equal stored parameters, and at equal time.
+
+    retoken prepare --corpus default --tokenizer bpe --vocab-size 4096 --out STORES/default-4k
+    retoken prepare --corpus default --vocab-size 8192 --out STORES/default-8k
+    python studies/matched/run.py tune --stores STORES --work WORK --jobs 2
+    python studies/matched/run.py train --stores STORES --work WORK --jobs 2
+
+`tune` gives every variant the same small budget: three rates of its tables, at the smaller size, on a seed of its
+own. `train` takes the best of them to both sizes and three seeds. Runs that tune.csv and runs.csv beside this file
+have are not made again; the tables are written after every run. summary.py makes the table of README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from retoken import presets
+from retoken.compare.variants import attached
+from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.train.config import TrainConfig
+from retoken.train.loop import train
+from retoken.train.result import TrainResult
+
+HERE = Path(__file__).parent
+TUNED, RUNS = HERE / "tune.csv", HERE / "runs.csv"
+SIZES = {"llama-64x3": "default-4k", "llama-128x4": "default-8k"}
+"""Backbones, and the token store of each."""
+SEEDS, TUNING_SEED, TUNING_PRESET = (0, 1, 2), 100, "llama-64x3"
+RATES = (1.0, 5.0, 25.0)
+"""Learning rates of tables over the backbone's."""
+STORED = {
+    1: "retoken additive retoken_bigram value per_layer bigram over_tokenized engram".split(),
+    5: "mort mort_bigram retoken_bigram per_layer bigram over_tokenized engram".split(),
+}
+"""Variants by the numbers in their tables over ReToken's."""
+WIDE = {("llama-64x3", 1): "llama-96x6", ("llama-64x3", 5): "llama-192x7", ("llama-128x4", 1): "llama-256x4"}
+"""Plain backbones that store about as much as ReToken (1) and as MoRT (5) do, by 2.6 to 11 times the compute."""
+LR, LR_WIDTH, TOKENS = 8e-3, 64, 800 * 16 * 128
+"""Peak rate of the backbone at that width, and over the width elsewhere (studies/scaling/rates.csv); tokens of a run."""
+NO_TABLES = ("baseline", "wide", "longer")
+MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "stored_params")
+MEASURED += ("flops_per_token", "tokens_per_second", "train_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run."""
+
+    preset: str
+    size: int
+    """Numbers in tables over ReToken's; of a plain backbone, whose storage it has; 0: its own."""
+    variant: str
+    rate: float
+    """Learning rate of the tables over the backbone's; 0: no tables."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        return "_".join(str(value) for value in asdict(self).values())
+
+
+Known = dict[tuple[str, ...], dict[str, Any]]
+
+
+def tuning() -> list[Trial]:
+    """The budget of each variant; the baseline is there to say what a rate gains."""
+    own: dict[str, Any] = {"preset": TUNING_PRESET, "seed": TUNING_SEED}
+    found = [Trial(size=0, variant="baseline", rate=0.0, **own)]
+    for size, names in STORED.items():
+        found += [Trial(size=size, variant=name, rate=rate, **own) for name in names for rate in RATES]
+    return found
+
+
+def trials(tuned: Known) -> list[Trial]:
+    """All runs, seed by seed, so that what is there early can be compared."""
+    best = best_rates(tuned)
+    found = []
+    for seed in SEEDS:
+        for preset in SIZES:
+            plain: dict[str, Any] = {"preset": preset, "rate": 0.0, "seed": seed}
+            found.append(Trial(size=0, variant="baseline", **plain))
+            found += [Trial(size=size, variant="wide", **plain) for of, size in WIDE if of == preset]
+            found += [Trial(size=size, variant="longer", **plain) for size in STORED]
+            for (size, name), rate in best.items():
+                found.append(Trial(preset=preset, size=size, variant=name, rate=rate, seed=seed))
+    return found
+
+
+def best_rates(tuned: Known) -> dict[tuple[int, str], float]:
+    """The rate of the lowest loss by size and variant."""
+    best: dict[tuple[int, str], tuple[float, float]] = {}
+    for row in tuned.values():
+        if row["variant"] not in NO_TABLES:
+            key, found = (int(row["size"]), row["variant"]), (float(row["val_loss"]), float(row["rate"]))
+            best[key] = min(best.get(key, found), found)
+    missing = [f"{n} at {s}" for s, names in STORED.items() for n in names if (s, n) not in best]
+    if missing:
+        raise SystemExit(f"{TUNED.name} has no {missing[0]}; accepted: a finished `tune` first")
+    return {key: rate for key, (_, rate) in best.items()}
+
+
+def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> TrainConfig:
+    """The run of a trial; `slower`: how much longer it is to train than the preset's recipe says."""
+    name = "baseline" if trial.variant in NO_TABLES else trial.variant
+    modulator = attached(name, ReTokenConfig(), MoRTConfig(), float(trial.size))
+    preset = WIDE[trial.preset, trial.size] if trial.variant == "wide" else trial.preset
+    found = presets.get(preset)
+    recipe = found.recipe.to_dict() | {"eval_tokens": 0, "eval_every": 0, "tokens": round(TOKENS * slower)}
+    recipe["lr"] = LR * LR_WIDTH / found.backbone["hidden_size"]
+    return TrainConfig(
+        out=work / trial.name,
+        data=stores / SIZES[trial.preset],
+        preset=preset,
+        variant=modulator.type if modulator else "baseline",
+        modulator=modulator,
+        seed=trial.seed,
+        table_lr_mult=trial.rate or 1.0,
+        log_every=50,
+        compile="off",
+        threads=1,
+        **recipe,
+    )
+
+
+def slower(trial: Trial, known: Known) -> float | None:
+    """Time of the slowest of ReToken, or MoRT, over the baseline's on this seed; None: not known yet."""
+    if trial.variant != "longer":
+        return 1.0
+    name = {1: "retoken", 5: "mort"}[trial.size]
+    times = {
+        row["variant"]: float(row["tokens_per_second"])
+        for row in known.values()
+        if (row["preset"], row["variant"]) in ((trial.preset, "baseline"), (trial.preset, name))
+        and row["seed"] == str(trial.seed)
+    }
+    return times["baseline"] / times[name] if len(times) == 2 else None
+
+
+def run_one(job: tuple[Trial, Path, Path, float]) -> tuple[Trial, TrainResult]:
+    """Train a trial, or read its result back."""
+    trial, stores, work, longer = job
+    return trial, train(config_of(trial, stores, work, longer))
+
+
+def read_table(path: Path) -> Known:
+    """The runs that are known, by what they are."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {_key(row): row for row in csv.DictReader(file)}
+
+
+def _key(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row[field.name]) for field in fields(Trial))
+
+
+def write_table(path: Path, known: Known) -> None:
+    """All runs so far as CSV, atomically."""
+    new = path.with_suffix(".new")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*(f.name for f in fields(Trial)), *MEASURED], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(known[key] for key in sorted(known))
+    os.replace(new, path)
+
+
+def make(pool: Any, wanted: Iterable[Trial], path: Path, stores: Path, work: Path) -> Known:
+    """Run what is missing of `wanted`; what waits for another run's time comes last."""
+    known = read_table(path)
+    missing = [trial for trial in wanted if _key(asdict(trial)) not in known]
+    for waits in (False, True):
+        turn = [trial for trial in missing if (trial.variant == "longer") is waits]
+        jobs = [(trial, stores, work, times) for trial in turn if (times := slower(trial, known))]
+        for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
+            row = {key: str(value) for key, value in asdict(trial).items()}
+            row |= {name: getattr(result, name) for name in MEASURED}
+            known[_key(row)] = row
+            write_table(path, known)
+            print(f"{number}/{len(jobs)} {trial.name}: {result.val_loss:.4f}", flush=True)
+    return known
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("tune", "train"))
+    parser.add_argument("--stores", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1)
+    args = parser.parse_args()
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        if args.what == "tune":
+            make(pool, tuning(), TUNED, args.stores, args.work)
+        else:
+            make(pool, trials(read_table(TUNED)), RUNS, args.stores, args.work)
+
+
+if __name__ == "__main__":
+    main()
