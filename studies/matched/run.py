@@ -1,13 +1,13 @@
-"""Matched baselines: uses of token-indexed rows at equal FLOPs and equal stored parameters, and at equal time.
+"""Matched baselines: uses of token-indexed rows at equal FLOPs and equal storage, and at equal time.
 
     retoken prepare --corpus default --tokenizer bpe --vocab-size 4096 --out STORES/default-4k
     retoken prepare --corpus default --vocab-size 8192 --out STORES/default-8k
     python studies/matched/run.py tune --stores STORES --work WORK --jobs 2
     python studies/matched/run.py train --stores STORES --work WORK --jobs 2
 
-`tune` gives every variant the same small budget: three rates of its tables, at the smaller size, on a seed of its
-own. `train` takes the best of them to both sizes and three seeds. Runs that tune.csv and runs.csv beside this file
-have are not made again; the tables are written after every run. summary.py makes the table of README.md.
+`tune` gives every variant the same small budget: three rates of its tables, at the smaller size, on a seed of
+its own. `train` takes the best of them to both sizes and three seeds. Runs that tune.csv and runs.csv beside this
+file have are not made again; both are written after every run. summary.py makes the table of README.md.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ STORED = {
 }
 """Variants by the numbers in their tables over ReToken's."""
 WIDE = {("llama-64x3", 1): "llama-96x6", ("llama-64x3", 5): "llama-192x7", ("llama-128x4", 1): "llama-256x4"}
-"""Plain backbones that store about as much as ReToken (1) and as MoRT (5) do, by 2.6 to 11 times the compute."""
+"""Plain backbones that store about as much as ReToken (1) and as MoRT (5) do, by more compute."""
 LR, LR_WIDTH, TOKENS = 8e-3, 64, 800 * 16 * 128
-"""Peak rate of the backbone at that width, and over the width elsewhere (studies/scaling/rates.csv); tokens of a run."""
+"""Peak rate at that width, and over the width elsewhere (studies/scaling/rates.csv); tokens of a run."""
 NO_TABLES = ("baseline", "wide", "longer")
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "stored_params")
 MEASURED += ("flops_per_token", "tokens_per_second", "train_seconds")
