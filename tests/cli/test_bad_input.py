@@ -321,7 +321,7 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
         "--max-shard-size is 'big'; accepted",
     ),
     "export of a damaged checkpoint": (_export_damaged, "is damaged .crc32"),
-    "neither data nor text": (lambda d: ["eval", d.own_run()], "--data and --text is needed; found none"),
+    "neither data nor text": (lambda d: ["eval", d.own_run()], "--data or --text is needed; found neither"),
     "missing text": (lambda d: ["eval", d.own_run(), "--text", d.folder / "none"], "none cannot be read"),
     "empty text": (lambda d: ["eval", d.own_run(), "--text", d.file("a.txt", " \n")], "a.txt is empty"),
     "text that is not UTF-8": (
