@@ -127,6 +127,11 @@ class Eval:
             return
         if self.plot.suffix.lower() != ".svg":
             raise ConfigError(f"--plot is {self.plot}; accepted: a file name that ends in .svg")
+        above = next(folder for folder in self.plot.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise ConfigError(
+                f"--plot is {self.plot}, and {above} is no folder; accepted: a file to be written"
+            )
         if not self.by and not self.against and len(self.data) + len(self.text) < 2:
             raise ConfigError(
                 f"--plot is {self.plot} with one number to draw; accepted: with --by, --against or "

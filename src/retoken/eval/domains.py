@@ -156,8 +156,8 @@ class Domains:
                 ) from None
         if len(self.data) != 1:
             raise ConfigError(
-                f"--by band, row: {loaded.name} lies in no run folder, and --data names {len(self.data)} stores; "
-                "accepted: --counts STORE, whose training split says how often a token was seen"
+                f"--by band, row: {loaded.name} lies in no run folder, and --data names {len(self.data)} "
+                "stores; accepted: --counts STORE, whose training split says how often a token was seen"
             )
         return TokenStore.open(self.data[0])
 
