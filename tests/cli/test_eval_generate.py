@@ -69,7 +69,7 @@ def test_eval_divides_and_pairs(cli: Cli, tiny_run: Run, tiny_store: Path, tmp_p
     assert (code, err) == (0, "")
     word = next(each for each in store["by"]["part"] if each["group"] == "word")
     assert f"{word['val_loss']:.4f}" in out and f"{word['against']['val_loss']:.4f}" in out
-    assert "text.txt, by place in the window" in out and "not over seeds of training" in out
+    assert "text.txt, by place in the window" in out and "and not over seeds of training" in out
 
 
 def test_eval_of_one_domain_keeps_its_numbers_on_top(cli: Cli, tiny_run: Run, tiny_store: Path) -> None:

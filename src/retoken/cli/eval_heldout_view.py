@@ -16,6 +16,7 @@ from retoken.cli.options import as_json as json_text
 from retoken.cli.tables import plain_table, print_table
 from retoken.compare.verdict import signed
 from retoken.eval import DomainLoss
+from retoken.eval.pairing import LEAST_UNITS
 
 if TYPE_CHECKING:
     from retoken.eval.breakdown import GroupLoss
@@ -112,7 +113,7 @@ def _group_table(title: str, groups: Sequence[GroupLoss]) -> Table:
     for each in groups:
         bits = "–" if each.val_bits_per_byte is None else f"{each.val_bits_per_byte:.4f}"
         numbers = (f"{each.tokens:,}", f"{100 * each.share:.1f} %", f"{each.val_loss:.4f}", bits)
-        share = (f"{100 * each.against.share:.1f} %",) if each.against else ()
+        share = (f"{signed(100 * each.against.share, 1).removeprefix('+')} %",) if each.against else ()
         table.add_row(each.group, *numbers, *_pair(each.against), *share)
     return table
 
@@ -132,5 +133,5 @@ def _explain(console: Console, domains: Sequence[DomainLoss]) -> None:
     drawn = "; ".join(f"{each.domain} {each.units:,} {each.unit}s" for each in domains)
     console.print(
         "\ndifferences in nats per token, negative: lower than the other's; intervals over redrawn text "
-        f"({drawn}), not over seeds of training"
+        f"({drawn}), none from fewer than {LEAST_UNITS}, and not over seeds of training"
     )

@@ -65,7 +65,7 @@ def breakdown_panel(domains: Sequence[DomainLoss], paired: bool) -> Panel:
 
     what = "Difference in held-out loss" if paired else "Held-out loss"
     said = "; ".join(f"{dot.kind} {dot.group} {_number(dot.value, paired)}" for dot in dots if not dot.domain)
-    height = FRAME + LINE * len(lines)
+    height = FRAME + (LINE + 4 * (len(domains) - 1)) * len(lines)
     return panel(
         "breakdown", f"{what} by kind of token", f"{what}. {said}.", draw, width=WIDTH, height=height
     )
