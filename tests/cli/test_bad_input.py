@@ -321,7 +321,38 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
         "--max-shard-size is 'big'; accepted",
     ),
     "export of a damaged checkpoint": (_export_damaged, "is damaged .crc32"),
-    "neither data nor text": (lambda d: ["eval", d.own_run()], "--data and --text is needed; found none"),
+    "neither data nor text": (lambda d: ["eval", d.own_run()], "--data or --text is needed; found neither"),
+    "nothing to measure against": (
+        lambda d: ["eval", d.own_run(), "--data", d.store, "--against", d.folder / "none"],
+        "checkpoint .*none does not exist",
+    ),
+    "counts that nothing asks for": (
+        lambda d: ["eval", d.own_run(), "--data", d.store, "--by", "part", "--counts", d.store],
+        "--counts is .*store; accepted with --by band or --by row",
+    ),
+    "bands without a store": (
+        lambda d: ["eval", d.own_model(), "--text", d.file("a.txt", "a cat"), "--by", "band"],
+        "names 0 stores; accepted: --counts STORE",
+    ),
+    "unknown kind of token": (
+        lambda d: ["eval", d.own_run(), "--data", d.store, "--by", "colour"],
+        "colour.*--by",
+    ),
+    "figure of another kind": (
+        lambda d: ["eval", d.own_run(), "--data", d.store, "--by", "part", "--plot", d.folder / "a.png"],
+        "--plot is .*a.png; accepted: a file name that ends in .svg",
+    ),
+    "figure of one number": (
+        lambda d: ["eval", d.own_run(), "--data", d.store, "--plot", d.folder / "a.svg"],
+        "with one number to draw; accepted: with --by, --against",
+    ),
+    "figure in a file": (
+        lambda d: [
+            *("eval", d.own_run(), "--data", d.store, "--by", "part"),
+            *("--plot", d.file("a.txt", "x") / "a.svg"),
+        ],
+        "--plot is .*a.svg, and .*a.txt is no folder",
+    ),
     "missing text": (lambda d: ["eval", d.own_run(), "--text", d.folder / "none"], "none cannot be read"),
     "empty text": (lambda d: ["eval", d.own_run(), "--text", d.file("a.txt", " \n")], "a.txt is empty"),
     "text that is not UTF-8": (

@@ -44,6 +44,44 @@ def test_eval_prints_what_it_measured(cli: Cli, tiny_run: Run, tiny_store: Path,
     assert json.loads(out)["bytes"] == text.stat().st_size
 
 
+def test_eval_divides_and_pairs(cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path) -> None:
+    run, other, figure = tiny_run("mort"), tiny_run("baseline"), tmp_path / "new" / "figure.svg"
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sees a house " * 50)
+    words = ("eval", run, "--data", tiny_store, "--text", text, "--by", "band", "row", "position", "part")
+    code, out, err = cli(*words, "--against", other, "--plot", figure, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["other"].startswith(str(other)) and found["counts"] == str(tiny_store)
+    store, own = found["domains"]
+    assert (store["domain"], own["domain"]) == ("store", "text.txt")
+    reported = [json.loads((each / "result.json").read_text())["val_loss"] for each in (run, other)]
+    assert store["difference"] == pytest.approx(reported[0] - reported[1], abs=1e-6)
+    assert store["low"] <= store["difference"] <= store["high"] and store["unit"] == "document"
+    assert set(store["by"]) == {"band", "row", "position", "part"}
+    for groups in store["by"].values():
+        assert sum(each["tokens"] for each in groups) == store["tokens"]
+        assert sum(each["against"]["share"] for each in groups) == pytest.approx(1)
+    drawn = figure.read_text()
+    assert drawn.startswith("<svg") and "occurrences in training" in drawn and "text.txt" in drawn
+
+    code, out, err = cli(*words, "--against", other)
+    assert (code, err) == (0, "")
+    word = next(each for each in store["by"]["part"] if each["group"] == "word")
+    assert f"{word['val_loss']:.4f}" in out and f"{word['against']['val_loss']:.4f}" in out
+    assert "text.txt, by place in the window" in out and "and not over seeds of training" in out
+
+
+def test_eval_of_one_domain_keeps_its_numbers_on_top(cli: Cli, tiny_run: Run, tiny_store: Path) -> None:
+    code, out, err = cli("eval", tiny_run("mort"), "--data", tiny_store, "--by", "part", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["on"] == str(tiny_store) and list(found["by"]) == ["part"] and "against" not in found
+    code, out, err = cli("eval", tiny_run("mort"), "--data", tiny_store, "--by", "part")
+    assert (code, err) == (0, "")
+    assert f"{found['val_loss']:.4f} nats" in out and "by part of the vocabulary" in out
+
+
 def test_the_seed_decides_the_text(written: Callable[..., dict[str, Any]]) -> None:
     first, again, other = (written("--prompt", "the cat", "--seed", seed) for seed in (1, 1, 2))
     assert first == again

@@ -8,7 +8,15 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from retoken.data.tokenizer import EOS, eos_of, fingerprint, load_tokenizer, token_bytes, train_bpe
+from retoken.data.tokenizer import (
+    EOS,
+    eos_of,
+    fingerprint,
+    load_tokenizer,
+    token_bytes,
+    token_texts,
+    train_bpe,
+)
 from retoken.errors import ConfigError, DataError
 
 TRAIN = """
@@ -47,6 +55,15 @@ def test_bytes_of_a_byte_level_vocabulary(documents):
         assert sizes[tokenizer(text)["input_ids"]].sum() == len(text.encode())
 
 
+def test_texts_of_a_byte_level_vocabulary_are_the_text(documents):
+    tokenizer = train_bpe(documents, 500)
+    texts = token_texts(tokenizer.backend_tokenizer, 501)
+    assert {text for text in texts if text and len(text) == 1} == {bytes([byte]) for byte in range(256)}
+    assert texts[tokenizer.eos_token_id] is None and texts[500] is None, "special, and unused"
+    for text in ("naïve 漢字 🙂\t\n\x00", *documents[:20]):
+        assert b"".join(texts[i] for i in tokenizer(text)["input_ids"]) == text.encode()
+
+
 def test_bytes_of_a_sentencepiece_like_vocabulary():
     pieces = {"<s>": 0, "</s>": 1, "<0xE6>": 2, "▁the": 3, "é": 4, "▁▁": 5, "<0xZZ>x": 6}
     backend = Tokenizer(models.BPE(vocab=pieces, merges=[], byte_fallback=True))
@@ -56,6 +73,8 @@ def test_bytes_of_a_sentencepiece_like_vocabulary():
     backend.add_special_tokens(["<s>", "</s>"])
     backend.add_tokens([AddedToken("<tool>", special=False)])
     assert token_bytes(backend, 9).tolist() == [0, 0, 1, 4, 2, 2, 7, 6, 0]
+    texts = [None, None, b"\xe6", b" the", "é".encode(), b"  ", b"<0xZZ>x", b"<tool>", None]
+    assert token_texts(backend, 9) == texts
 
 
 def test_bytes_of_a_wordpiece_vocabulary():
@@ -63,6 +82,7 @@ def test_bytes_of_a_wordpiece_vocabulary():
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens(["[UNK]"])
     assert token_bytes(backend, 3).tolist() == [0, 3, 4]
+    assert token_texts(backend, 3) == [None, b" run", b"ning"]
 
 
 def test_the_fingerprint_tells_tokenizers_and_end_tokens_apart(documents, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retoken.data.manifest import ShardInfo, SplitInfo
 from retoken.data.shards import TokenSplit
-from retoken.data.windows import WindowReader, bytes_of, eval_windows
+from retoken.data.windows import WindowReader, bytes_of, eval_starts, eval_windows
 from retoken.errors import ConfigError, DataError
 
 
@@ -144,6 +144,7 @@ def test_evaluation_windows_are_in_order_apart_and_spread(split, max_tokens):
     assert len(starts) == expected
     assert all(later - earlier >= 30 for earlier, later in pairwise(starts))
     assert all(start % 30 == 0 for start in starts)
+    assert eval_starts(split, 30, max_tokens).tolist() == starts
     gaps = np.diff([*starts, 990])
     assert gaps.max() - gaps.min() <= 30, "spread evenly"
     assert all(len(batch) == 4 for batch in batches[:-1])

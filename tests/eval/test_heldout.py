@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import retoken
 from retoken.errors import CheckpointError, ConfigError, DataError
 from retoken.eval import evaluate_store, evaluate_text, open_checkpoint
-from retoken.eval.heldout import text_windows
+from retoken.eval.material import text_windows
 from retoken.testing import tiny_model
 from retoken.train.result import TrainResult
 from retoken.train.world import World

@@ -8,23 +8,38 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from retoken.cli.options import as_json
 from retoken.errors import ConfigError
 
 if TYPE_CHECKING:
-    from retoken.eval import HeldOut
+    from retoken.cli.eval_heldout_view import HeldOutReport
+    from retoken.eval import Domains
+    from retoken.train.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Held-out loss and bits per byte of a checkpoint, on a token store or on a text file."""
+    """Held-out loss and bits per byte of a checkpoint, on token stores and text files.
+
+    Each store and file is a domain of its own. --by divides the loss by kinds of token, --against pairs it
+    with another checkpoint's on the same tokens.
+    """
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, a checkpoint in it, a folder written by save_pretrained, or hf:NAME."""
-    data: Path | None = None
-    """Token store written by `retoken prepare`; its held-out split is used. Or give --text."""
-    text: Path | None = None
-    """A plain UTF-8 text file. Or give --data."""
+    data: tuple[Path, ...] = ()
+    """Token stores written by `retoken prepare`; their held-out splits are used. Or give --text."""
+    text: tuple[Path, ...] = ()
+    """Plain UTF-8 text files. Or give --data."""
+    by: tuple[Literal["band", "row", "position", "part"], ...] = ()
+    """Divide the loss by how often a token was seen in training (band), or the one before it, whose rows are
+    read (row); by place in the window; by part of the vocabulary."""
+    against: str = ""
+    """Another checkpoint: differences on the same tokens, with 95 % intervals."""
+    counts: Path | None = None
+    """The store whose training split says how often a token was seen, for --by band, row; empty: the run's
+    own."""
+    plot: Path | None = None
+    """Draw what --by or --against found into this SVG file."""
     context_length: int = 0
     """Tokens a prediction may look back on; 0: as in the checkpoint's run, or the model's own, up to 1024."""
     max_tokens: int = 0
@@ -49,53 +64,76 @@ class Eval:
     def run(self) -> int:
         """Evaluate and print; returns the exit code."""
         self._check()
-        from retoken.eval import evaluate_store, evaluate_text, open_checkpoint
+        from retoken.cli.eval_heldout_view import show
+        from retoken.eval import Domains
         from retoken.train.world import open_world
 
-        options = {
-            "context_length": self.context_length,
-            "max_tokens": self.max_tokens,
-            "batch_size": self.batch_size,
-        }
+        domains = Domains(
+            data=self.data,
+            text=self.text,
+            by=tuple(dict.fromkeys(self.by)),
+            counts=self.counts,
+            context_length=self.context_length,
+            max_tokens=self.max_tokens,
+            batch_size=self.batch_size,
+        )
         with open_world(self.device, self.threads) as world:
-            loaded = open_checkpoint(
-                self.checkpoint,
-                tables=self.tables or None,
-                rows_path=self.rows_path,
-                verify=self.verify,
-                device=world.device,
-            )
-            if self.data is not None:
-                found = evaluate_store(loaded, self.data, world, **options)
-            else:
-                assert self.text is not None
-                found = evaluate_text(loaded, self.text, world, **options)
+            found = self._measure(domains, world)
         if world.leads:
-            self._show(loaded.name, found)
+            show(found, as_json=self.json, plot=self.plot)
         return 0
 
-    def _show(self, name: str, found: HeldOut) -> None:
-        on = str(self.data or self.text)
-        if self.json:
-            print(as_json({"checkpoint": name, "on": on, **found.to_dict()}))
-            return
-        print(f"{name} on {on}")
-        print(f"  held-out loss  {found.val_loss:.4f} nats per token (perplexity {found.perplexity:.2f})")
-        print(f"  bits per byte  {found.val_bits_per_byte:.4f}")
-        print(f"  tokens         {found.tokens:,} ({found.bytes:,} bytes), context {found.context_length}")
+    def _measure(self, domains: Domains, world: World) -> HeldOutReport:
+        from retoken.cli.eval_heldout_view import HeldOutReport, said
+        from retoken.eval import open_checkpoint
+
+        loaded = open_checkpoint(
+            self.checkpoint,
+            tables=self.tables or None,
+            rows_path=self.rows_path,
+            verify=self.verify,
+            device=world.device,
+        )
+        other = open_checkpoint(self.against) if self.against else None
+        with said(world.leads and len(self.data) + len(self.text) > 1) as tell:
+            measured = domains.measure(loaded, world, other, tell)
+        return HeldOutReport(
+            checkpoint=loaded.name,
+            against=other.name if other else None,
+            counts=str(domains.counts_of(loaded).folder) if domains.counted else None,
+            domains=measured,
+        )
 
     def _check(self) -> None:
         if self.tasks:
             raise ConfigError(
                 f"--tasks is {' '.join(self.tasks)}; accepted in this release: --data or --text, no tasks yet"
             )
-        if (self.data is None) == (self.text is None):
+        if not self.data and not self.text:
             raise ConfigError(
-                "exactly one of --data and --text is needed; "
-                + ("found none" if self.data is None else "found both")
+                "--data or --text is needed; found neither; accepted: stores, text files, or both"
             )
+        self._check_breakdown()
         for name, low in (("max_tokens", 0), ("batch_size", 1), ("threads", 0), ("context_length", 0)):
             if getattr(self, name) < low:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: {low} or more"
                 )
+
+    def _check_breakdown(self) -> None:
+        if self.counts is not None and not {"band", "row"} & set(self.by):
+            raise ConfigError(f"--counts is {self.counts}; accepted with --by band or --by row")
+        if self.plot is None:
+            return
+        if self.plot.suffix.lower() != ".svg":
+            raise ConfigError(f"--plot is {self.plot}; accepted: a file name that ends in .svg")
+        above = next(folder for folder in self.plot.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise ConfigError(
+                f"--plot is {self.plot}, and {above} is no folder; accepted: a file to be written"
+            )
+        if not self.by and not self.against and len(self.data) + len(self.text) < 2:
+            raise ConfigError(
+                f"--plot is {self.plot} with one number to draw; accepted: with --by, --against or "
+                "several domains"
+            )

@@ -104,7 +104,7 @@ class Export:
     def _store(self, source: Path, tokenizer: Any) -> Path | None:
         """The store to measure on; what is wrong with it is told before anything is written."""
         from retoken.data.tokens import TokenStore
-        from retoken.eval.heldout import check_tokenizer
+        from retoken.eval.material import check_tokenizer
 
         if self.loss == "off":
             return None

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from retoken.errors import ConfigError, DataError
 
 EOS = "<|endoftext|>"
 MIN_BPE = 257
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -97,17 +99,57 @@ def token_bytes(backend: Tokenizer, vocab_size: int) -> np.ndarray:
     return sizes
 
 
+def token_texts(backend: Tokenizer, vocab_size: int) -> list[bytes | None]:
+    """The text each id stands for, as bytes [V]: one may be part of a character. None: special, or unused.
+
+    Spaces are where the tokenizer keeps them: before a word, in byte-level and sentencepiece-like ones.
+    WordPiece keeps none, so one stands before every entry without the continuation mark.
+    """
+    texts: list[bytes | None] = [None] * vocab_size
+    spell = _spelling(json.loads(backend.to_str()).get("decoder") or {})
+    for token, index in backend.get_vocab(with_added_tokens=False).items():
+        texts[index] = spell(token)
+    for index, added in backend.get_added_tokens_decoder().items():
+        texts[index] = None if added.special else added.content.encode()
+    return texts
+
+
+def _kinds(decoder: dict[str, Any]) -> set[Any]:
+    return {decoder.get("type")} | {part.get("type") for part in decoder.get("decoders", [])}
+
+
 def _measure(decoder: dict[str, Any]) -> Any:
-    kinds = {decoder.get("type")} | {part.get("type") for part in decoder.get("decoders", [])}
+    kinds = _kinds(decoder)
     if "ByteLevel" in kinds:
         return len
     if "WordPiece" in kinds:
         prefix = decoder.get("prefix", "##")
         return lambda token: len(token.removeprefix(prefix).encode())
-    return _piece_bytes
+    return lambda token: len(_piece(token))
 
 
-def _piece_bytes(token: str) -> int:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return 1
-    return len(token.replace("▁", " ").encode())
+def _spelling(decoder: dict[str, Any]) -> Callable[[str], bytes]:
+    kinds = _kinds(decoder)
+    if "ByteLevel" in kinds:
+        byte_of = _byte_alphabet()
+        return lambda token: b"".join(byte_of.get(letter, letter.encode()) for letter in token)
+    if "WordPiece" in kinds:
+        prefix = decoder.get("prefix", "##")
+        return lambda token: (
+            token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+        ).encode()
+    return _piece
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """GPT-2's letter of each byte, backwards: printable ones stand for themselves, the others for 256 on."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): bytes([byte]) for byte in plain}
+    return letters | {chr(256 + place): bytes([byte]) for place, byte in enumerate(rest)}
+
+
+def _piece(token: str) -> bytes:
+    if byte := _BYTE.fullmatch(token):
+        return bytes([int(byte[1], 16)])
+    return token.replace("▁", " ").encode()

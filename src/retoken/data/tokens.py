@@ -11,7 +11,7 @@ from retoken.data.files import first_line, sha256_file
 from retoken.data.manifest import SPLITS, Manifest, ShardInfo, SplitInfo
 from retoken.data.shards import TokenSplit
 from retoken.data.tokenizer import fingerprint
-from retoken.data.windows import WindowReader, bytes_of, eval_windows
+from retoken.data.windows import WindowReader, bytes_of, eval_starts, eval_windows
 from retoken.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = [
     "TokenStore",
     "WindowReader",
     "bytes_of",
+    "eval_starts",
     "eval_windows",
 ]
 

@@ -133,11 +133,20 @@ def eval_windows(
     Raises:
         DataError: the split is shorter than one window.
     """
+    chosen = _chosen(split, window, max_tokens)
+    for start in range(0, len(chosen), batch_size):
+        yield _gather(split, chosen[start : start + batch_size], window)
+
+
+def eval_starts(split: TokenSplit, window: int, max_tokens: int = 0) -> np.ndarray:
+    """Where each window of `eval_windows` starts in the split, int64 [windows]; arguments as there."""
+    return np.array(_chosen(split, window, max_tokens), dtype=np.int64) * window
+
+
+def _chosen(split: TokenSplit, window: int, max_tokens: int) -> list[int]:
     total = _window_count(split, window)
     count = min(total, max(1, max_tokens // window)) if max_tokens else total
-    chosen = [index * total // count for index in range(count)]
-    for start in range(0, count, batch_size):
-        yield _gather(split, chosen[start : start + batch_size], window)
+    return [index * total // count for index in range(count)]
 
 
 def bytes_of(windows: torch.Tensor, token_bytes: torch.Tensor) -> int:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from retoken.data.tokenizer import token_bytes
-from retoken.data.tokens import TokenStore, eval_windows
-from retoken.errors import ConfigError, DataError
+from retoken.errors import ConfigError
 from retoken.eval.loading import Loaded
-from retoken.train.evaluate import Evaluation, evaluate
+from retoken.eval.material import Material, check_fit, store_material, text_material
+from retoken.train.evaluate import Evaluation, Observer, evaluate
 from retoken.train.world import World
 
 DEFAULT_CONTEXT = 1024
@@ -67,12 +63,9 @@ def evaluate_store(
         DataError: The store is broken, too short, or made with another tokenizer than the checkpoint's.
         ConfigError: The context is longer than the model's positions.
     """
-    store = TokenStore.open(folder)
-    _check_fit(loaded, store)
-    context = _context(loaded, context_length)
-    batches = eval_windows(store.split("val"), context + 1, max_tokens, batch_size=batch_size)
-    found = _evaluate(loaded, batches, store.token_bytes(), world)
-    return _held_out(found, int((found.count_V * found.token_bytes_V).sum()), context)
+    context = context_of(loaded, context_length)
+    material = store_material(folder, context, max_tokens=max_tokens, batch_size=batch_size)
+    return evaluate_material(loaded, material, world)
 
 
 def evaluate_text(
@@ -89,36 +82,26 @@ def evaluate_text(
     The text is cut into windows of `context_length` that do not overlap in what they predict. Arguments and
     errors as in `evaluate_store`; `max_tokens` takes the text's beginning.
     """
-    tokenizer = loaded.need_tokenizer()
-    text = _read(path)
-    ids = _ids(tokenizer, text, path)
-    sizes = torch.from_numpy(token_bytes(tokenizer.backend_tokenizer, max(len(tokenizer), loaded.rows)))  # pyright: ignore
-    context = _context(loaded, context_length)
-    whole = not max_tokens or max_tokens >= len(ids) - 1
-    ids = ids if whole else ids[: max_tokens + 1]
-    found = _evaluate(loaded, text_windows(ids, context, batch_size), sizes, world)
-    # The whole text's size is known exactly; a part's is the sum over its tokens.
-    size = len(text.encode()) if whole else int((found.count_V * found.token_bytes_V).sum())
-    return _held_out(found, size, context)
+    context = context_of(loaded, context_length)
+    material = text_material(loaded, path, context, max_tokens=max_tokens, batch_size=batch_size)
+    return evaluate_material(loaded, material, world)
 
 
-def text_windows(ids: Tensor, context: int, batch_size: int) -> Iterator[Tensor]:
-    """Windows [B, context + 1] that share a token with the next: each token but the first is predicted once.
+def evaluate_material(
+    loaded: Loaded, material: Material, world: World, observe: Observer | None = None
+) -> HeldOut:
+    """Loss on windows whose token ids are the checkpoint's; `observe` as in `train.evaluate.evaluate`.
 
-    The rest at the end comes as a window of its own, as short as it is.
+    Raises:
+        DataError: The ids are another tokenizer's.
     """
-    full = (len(ids) - 1) // context
-    if full:
-        windows = ids[: full * context + 1].unfold(0, context + 1, context)
-        yield from windows.split(batch_size)
-    if len(ids) - 1 > full * context:
-        yield ids[full * context :].unsqueeze(0)
-
-
-def _evaluate(loaded: Loaded, batches: Iterator[Tensor], sizes: Tensor, world: World) -> Evaluation:
+    check_fit(loaded, material)
     dtype = loaded.run.arithmetic if loaded.run else torch.float32
     loaded.model.to(world.device)  # pyright: ignore
-    return evaluate(loaded.model, batches, sizes, world, dtype)
+    found = evaluate(loaded.model, material.batches(), material.token_bytes, world, dtype, observe)
+    # A whole text's size is known exactly; a part's is the sum over its tokens.
+    summed = int((found.count_V * found.token_bytes_V).sum())
+    return _held_out(found, summed if material.size is None else material.size, material.context)
 
 
 def _held_out(found: Evaluation, size: int, context: int) -> HeldOut:
@@ -133,7 +116,12 @@ def _held_out(found: Evaluation, size: int, context: int) -> HeldOut:
     )
 
 
-def _context(loaded: Loaded, asked: int) -> int:
+def context_of(loaded: Loaded, asked: int) -> int:
+    """Tokens a prediction looks back on: `asked`; 0: as in the checkpoint's run, or the model's up to 1024.
+
+    Raises:
+        ConfigError: `asked` is longer than the model's positions.
+    """
     positions = loaded.positions
     if asked < 0 or (positions is not None and asked > positions):
         accepted = "1 or more" if positions is None else f"1..{positions}, the model's positions"
@@ -143,53 +131,3 @@ def _context(loaded: Loaded, asked: int) -> int:
     if loaded.run:
         return loaded.run.context_length
     return min(positions or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-
-
-def _check_fit(loaded: Loaded, store: TokenStore) -> None:
-    """The store's ids must mean to the model what they meant to the tokenizer that made them."""
-    if store.manifest.vocab_size > loaded.rows:
-        raise DataError(
-            f"{store.folder} has {store.manifest.vocab_size} token ids; "
-            f"accepted: up to the model's {loaded.rows}"
-        )
-    if loaded.tokenizer is not None:
-        check_tokenizer(loaded.name, loaded.tokenizer, store)
-
-
-def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, store: TokenStore) -> None:
-    """Refuse a store that another tokenizer than a model's made.
-
-    Raises:
-        DataError: a token has another id; names it, the store and the model `name`.
-    """
-    theirs, ours = tokenizer.get_vocab(), store.tokenizer().get_vocab()
-    wrong = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    if wrong:
-        raise DataError(
-            f"{store.folder}: made with another tokenizer than {name}'s (token {wrong[0]!r} has id "
-            f"{ours.get(wrong[0])} and {theirs.get(wrong[0])}); accepted: data prepared with that tokenizer"
-        )
-
-
-def _read(path: Path) -> str:
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"--text {path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"--text {path} is not UTF-8 (byte {error.start}); accepted: plain UTF-8 text"
-        ) from None
-    if not text.strip():
-        raise DataError(f"--text {path} is empty; accepted: a file with some text")
-    return text
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, path: Path) -> Tensor:
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    if start is None and len(ids) < 2:
-        raise DataError(
-            f"--text {path} is {len(ids)} token; accepted: two or more, as there is no token to start from"
-        )
-    return torch.tensor(ids if start is None else [start, *ids])

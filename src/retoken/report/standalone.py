@@ -7,6 +7,7 @@ from pathlib import Path
 
 from markupsafe import escape
 
+from retoken.checkpoint.files import atomic_file
 from retoken.errors import DataError
 from retoken.report.palette import css_variables
 from retoken.report.svg import Panel
@@ -40,6 +41,7 @@ def save(panel: Panel, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(standalone(panel), encoding="utf-8")
+        with atomic_file(path) as partial:
+            partial.write_text(standalone(panel), encoding="utf-8")
     except OSError as error:
         raise DataError(f"figure {path} cannot be written: {error.strerror}") from None

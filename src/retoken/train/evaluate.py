@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +16,10 @@ from torch.nn import functional as F
 
 from retoken.checkpoint.files import atomic_file
 from retoken.train.world import World
+
+Observer = Callable[[Tensor, Tensor | None], None]
+"""Told of every batch, in order: its windows [B, S + 1], and the nats of each predicted token [B, S], float64
+on the host; None in place of them where another process took the batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,7 @@ def evaluate(
     token_bytes: Tensor,
     world: World,
     dtype: torch.dtype = torch.float32,
+    observe: Observer | None = None,
 ) -> Evaluation:
     """Loss of `model` on windows [B, S + 1], summed over the processes: each takes every size-th batch.
 
@@ -64,13 +69,17 @@ def evaluate(
         token_bytes: [V] UTF-8 bytes of each token id.
         world: The processes that share the work.
         dtype: bfloat16 evaluates under autocast, as such a run trains.
+        observe: Sees what the sums leave out: which window and place each token's loss came from.
     """
     sums = torch.zeros(2, token_bytes.numel(), dtype=torch.float64)
     with eval_mode(model), autocast(world.device, dtype):
         for group in _groups(batches, world.size):
             own = world.rank < len(group)
-            found = _batch_sums(model, group[world.rank if own else 0].to(world.device), sums.shape[1])
-            sums += found if own else 0
+            windows = group[world.rank if own else 0]
+            nll_BS = _token_nll(model, windows.to(world.device))
+            sums += _by_id(windows, nll_BS, sums.shape[1]) if own else 0
+            for number, each in enumerate(group if observe else ()):
+                observe(each, nll_BS if number == world.rank else None)  # pyright: ignore[reportOptionalCall]
     nll, count = world.sum(sums).cpu()
     return Evaluation(nll_V=nll, count_V=count, token_bytes_V=token_bytes.double())
 
@@ -81,13 +90,18 @@ def _groups(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield group
 
 
-def _batch_sums(model: nn.Module, windows: Tensor, vocab_size: int) -> Tensor:
-    """[2, V] float64: nll and counts."""
+def _token_nll(model: nn.Module, windows: Tensor) -> Tensor:
+    """[B, S] float64 on the host: nats of every token but each window's first."""
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-    targets = windows[:, 1:].reshape(-1)
-    nll = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), targets, reduction="none")
-    targets = targets.cpu()
-    total = torch.zeros(vocab_size, dtype=torch.float64).index_add_(0, targets, nll.double().cpu())
+    targets = windows[:, 1:]
+    nll = F.cross_entropy(logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), reduction="none")
+    return nll.double().cpu().view(targets.shape)
+
+
+def _by_id(windows: Tensor, nll_BS: Tensor, vocab_size: int) -> Tensor:
+    """[2, V] float64: nll and counts."""
+    targets = windows[:, 1:].reshape(-1).cpu()
+    total = torch.zeros(vocab_size, dtype=torch.float64).index_add_(0, targets, nll_BS.reshape(-1))
     return torch.stack([total, torch.bincount(targets, minlength=vocab_size).double()])
 
 
