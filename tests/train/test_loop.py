@@ -296,3 +296,30 @@ def test_a_retrofit_starts_neutral(make, tmp_path):
     options = {"model": str(tmp_path / "base" / "model"), "variant": "retoken", "modulator": config}
     result = train(make(out=tmp_path / "fitted", trains="attached", lr=1e-12, **options))
     assert abs(result.val_loss - base.val_loss) < 1e-6
+
+
+def test_a_model_can_be_adapted_and_resumes_bit_equal(make, tmp_path):
+    """LoRA by the PEFT library: only what it adds trains, and a run that was cut off goes on with it."""
+    peft = pytest.importorskip("peft")
+
+    def lora(model):
+        torch.manual_seed(0)
+        return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules="all-linear"), model)
+
+    def crash(event):
+        if event["kind"] == "train" and event["step"] == 10:
+            raise RuntimeError("power cut")
+
+    whole, broken = (make(out=tmp_path / name, checkpoint_every=4) for name in ("whole", "broken"))
+    train(whole, adapt=lora)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(broken, on_event=crash, adapt=lora)
+    train(broken, adapt=lora)
+    assert_same_run(whole.out, broken.out)
+    start, end = (read(whole.out / "checkpoints" / f"step-{n:06d}").tensors().read_all() for n in (4, 12))
+    moved = {
+        name
+        for name in start
+        if not name.startswith(("optimizer.", "rng.")) and not torch.equal(start[name], end[name])
+    }
+    assert moved and all(".lora_" in name for name in moved)

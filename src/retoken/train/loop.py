@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,9 +50,15 @@ class Run:
     saving: Saving
     step: int = 0
     start_memory: int = 0
+    adapted: bool = False
+    """Whether something that no file describes was added to the model."""
 
 
-def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResult:
+Adapt = Callable[[PreTrainedModel], PreTrainedModel]
+"""Changes a model in place before its optimizer is made; must do the same each time that a run goes on."""
+
+
+def train(config: TrainConfig, *, on_event: OnEvent | None = None, adapt: Adapt | None = None) -> TrainResult:
     """Train one model, or go on with it where its folder holds a part of this very run.
 
     A finished run is not run again: its result is read back. An interrupted one goes on from its newest
@@ -61,6 +68,9 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResul
         config: The run.
         on_event: Called in the first process with every line of metrics.jsonl, and with "start",
             "checkpoint" and "end" events; see docs/training.md.
+        adapt: For programs that train something of their own by this loop, such as adapters: it may add
+            modules and freeze parameters. What it adds is in the checkpoints under its own names; no model
+            folder is written, as `from_pretrained` would not know them.
 
     Raises:
         ConfigError, DataError, AttachError: Something does not fit; nothing was written but config.json.
@@ -75,7 +85,7 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None) -> TrainResul
         with told_of_lost_processes(world, folder), held:
             if folder.finished:
                 return TrainResult.read(folder.result)
-            run = prepare(config, store, folder, world, on_event)
+            run = prepare(config, store, folder, world, on_event, adapt)
             try:
                 go_on(run, stop)
                 return finish(run)
@@ -118,7 +128,12 @@ def go_on(run: Run, stop: StopRequest) -> None:
 
 
 def prepare(
-    config: TrainConfig, store: TokenStore, folder: RunFolder, world: World, on_event: OnEvent | None
+    config: TrainConfig,
+    store: TokenStore,
+    folder: RunFolder,
+    world: World,
+    on_event: OnEvent | None = None,
+    adapt: Adapt | None = None,
 ) -> Run:
     """Build the run at its start, or as its newest checkpoint left it."""
     peak.reset_peak(world.device)
@@ -132,6 +147,7 @@ def prepare(
     source = furnisher.furnish(model)
     nn.Module.to(model, world.device).train()
     setup.choose_trained(model, config)
+    model = adapt(model) if adapt else model
     if config.activation_checkpointing:
         setup.recompute_activations(model)
     if world.leads:
@@ -154,6 +170,7 @@ def prepare(
         saving=saving,
         tables=furnisher.said,
         start_memory=start_memory,
+        adapted=adapt is not None,
     )
     saving.begin(model, optimizer, canonical_tables(model))
     if saving.found:
@@ -218,7 +235,8 @@ def finish(run: Run) -> TrainResult:
     if run.world.leads:
         with writing(folder.path):
             final.save(folder.token_loss)
-            run.saving.write_model(run.step, folder.model, run.store)
+            if not run.adapted:
+                run.saving.write_model(run.step, folder.model, run.store)
             result.write(folder.result)
     run.world.wait()
     run.log.tell("end", step=run.step, val_loss=result.val_loss, seconds=result.train_seconds)

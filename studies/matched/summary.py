@@ -1,0 +1,74 @@
+"""The table of README.md out of runs.csv: python studies/matched/summary.py
+
+Differences are to the baseline of the same size and seed; intervals are 95 %, Student's t over the seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from scipy import stats
+
+from retoken.compare.verdict import title
+
+TABLE = Path(__file__).with_name("runs.csv")
+Runs = dict[tuple[str, int, str], dict[int, dict[str, str]]]
+"""(preset, size, variant) -> seed -> its row."""
+
+
+def read() -> Runs:
+    """All runs by what they are."""
+    found: Runs = defaultdict(dict)
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            found[row["preset"], int(row["size"]), row["variant"]][int(row["seed"])] = row
+    return found
+
+
+def paired(ours: dict[int, dict[str, str]], base: dict[int, dict[str, str]]) -> tuple[float, float, int]:
+    """Mean difference of the loss to the baseline of the same seed, half its interval, and the pairs."""
+    differences = [
+        float(ours[seed]["val_loss"]) - float(base[seed]["val_loss"]) for seed in sorted(ours.keys() & base)
+    ]
+    count = len(differences)
+    mean = sum(differences) / count
+    if count < 2:
+        return mean, float("nan"), count
+    half = stats.t.ppf(0.975, count - 1) * stats.tstd(differences) / count**0.5
+    return mean, float(half), count
+
+
+def mean(rows: dict[int, dict[str, str]], name: str) -> float:
+    """Mean of a column over seeds."""
+    return sum(float(row[name]) for row in rows.values()) / len(rows)
+
+
+def line(key: tuple[str, int, str], runs: Runs) -> str:
+    """One row of the table."""
+    preset, size, variant = key
+    ours, base = runs[key], runs[preset, 0, "baseline"]
+    difference, half, count = paired(ours, base)
+    losses = ", ".join(f"{float(ours[seed]['val_loss']):.3f}" for seed in sorted(ours))
+    seconds = mean(ours, "train_seconds") / mean(base, "train_seconds")
+    stored, flops = mean(ours, "stored_params"), mean(ours, "flops_per_token") / mean(base, "flops_per_token")
+    cells = [
+        *(preset, f"{size}x" if size else "-", title(variant), losses),
+        f"{difference:+.3f} ± {half:.3f}" if variant != "baseline" else "-",
+        *(f"{stored / 1e6:.2f}M", f"{flops:.2f}", f"{seconds:.2f}"),
+    ]
+    return "| " + " | ".join(cells) + (f" | ({count} seeds)" if count < 3 else "") + " |"
+
+
+def main() -> None:
+    """Print it, by size and loss."""
+    runs = read()
+    print("| backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time |")
+    print("|---|---|---|---|---|---|---|---|")
+    for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):
+        print(line(key, runs))
+
+
+if __name__ == "__main__":
+    main()
