@@ -6,7 +6,7 @@
     python studies/matched/run.py train --stores STORES --work WORK --jobs 2
 
 `tune` gives every variant the same small budget: three rates of its tables, at the smaller size, on a seed of
-its own. `train` takes the best of them to both sizes and three seeds. Runs that are in tune.csv or runs.csv are
+its own. `train` takes the best of them to both sizes and three seeds. Runs that tune.csv or runs.csv has are
 not made again; both are written after every run. summary.py makes the table of README.md.
 """
 
