@@ -3,9 +3,9 @@
     retoken prepare --corpus default --tokenizer MODEL --out STORE
     python studies/retrofit/run.py --model MODEL --store STORE --elsewhere OTHER_STORE --work WORK
 
-Every way trains on the same tokens in the same order. OTHER_STORE is text of another kind, prepared with the same
-tokenizer. Runs that runs.csv beside this file has are not made again. WORK/NAME/model is a model folder for
-`retoken eval --tasks`; for LoRA it is merged into the backbone.
+Every way trains on the same tokens in the same order. OTHER_STORE is text of another kind, prepared with the
+same tokenizer. Runs that runs.csv beside this file has are not made again. WORK/NAME/model is a folder that
+`retoken eval --tasks` takes; LoRA is merged into its backbone there.
 """
 
 from __future__ import annotations
@@ -90,7 +90,11 @@ def merged(model: str, run: Path) -> PreTrainedModel:
     newest = newest_path(run / "checkpoints")
     assert newest is not None, f"{run} has no checkpoint"
     tensors = read(newest).tensors().read_all()
-    state = {f"base_model.model.{name}": value for name, value in tensors.items() if ".lora_" in name}
+    state = {
+        f"base_model.model.{name}": value
+        for name, value in tensors.items()
+        if ".lora_" in name and not name.startswith("optimizer.")
+    }
     missing = adapted.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys, missing.unexpected_keys[:1]
     return adapted.merge_and_unload()
@@ -109,7 +113,7 @@ def config_of(args: argparse.Namespace, name: str, seed: int) -> TrainConfig:
         seed=seed,
         tokens=args.tokens,
         batch_size=8,
-        context_length=256,
+        context_length=args.context_length,
         micro_batch_size=4,
         lr=way.lr,
         table_lr_mult=way.table_lr,
@@ -126,7 +130,8 @@ def elsewhere(args: argparse.Namespace, model: Path) -> float:
     """Held-out loss on the other store, in windows of the run's length."""
     with open_world("cpu", args.threads) as world:
         loaded = open_checkpoint(str(model))
-        found = evaluate_store(loaded, args.elsewhere, world, context_length=256, max_tokens=args.eval_tokens)
+        options = {"context_length": args.context_length, "max_tokens": args.eval_tokens}
+        found = evaluate_store(loaded, args.elsewhere, world, **options)
     return found.val_loss
 
 
@@ -187,6 +192,7 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--eval-tokens", type=int, default=65536)
+    parser.add_argument("--context-length", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     args = parser.parse_args()
