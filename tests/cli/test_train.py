@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 import retoken
+from retoken.attach.rivals import EngramConfig
 from retoken.cli.main import main
 from retoken.cli.options import parse
 from retoken.cli.train import Train
@@ -55,6 +56,11 @@ def test_options_stand_in_for_the_preset_s():
     )
 
 
+def test_a_rival_s_size():
+    found = config("cpu-xs", "--data", "d", "--variant", "engram", "--size", "2", "--steps", "3")
+    assert found.attached == EngramConfig(size=2.0)
+
+
 @pytest.mark.parametrize(
     "args, says",
     [
@@ -62,6 +68,15 @@ def test_options_stand_in_for_the_preset_s():
         (["cpu-xs", "--data", "d", "--steps", "3", "--tokens", "9"], "--steps and --tokens are both given"),
         (["cpu-xs", "--data", "d", "--mort.top-k", "2"], "--mort.* is given with --variant baseline"),
         (["cpu-xs", "--data", "d", "--model", "m"], "accepted: exactly one of the two"),
+        (
+            ["cpu-xs", "--data", "d", "--variant", "jtok"],
+            "variant is 'jtok'; accepted: baseline, retoken, mort",
+        ),
+        (
+            ["cpu-xs", "--data", "d", "--variant", "mort", "--size", "2"],
+            "--size is given with --variant mort",
+        ),
+        (["cpu-xs", "--data", "d", "--variant", "value", "--size", "2"], "size is 2.0; accepted: 1"),
     ],
 )
 def test_contradictions(args, says):

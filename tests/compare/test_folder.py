@@ -209,6 +209,8 @@ def test_a_run_of_another_length_keeps_the_number_of_evaluations(asked: Callable
         ({"variants": ("baseline", "jtok")}, "variants has 'jtok'; accepted: baseline, retoken, mort"),
         ({"variants": ("mort", "mort")}, "variants has mort twice"),
         ({"variants": ()}, "variants is empty"),
+        ({"variants": ("baseline", "wide")}, "wide is '' with variants baseline, wide; accepted: a preset"),
+        ({"wide": "llama-80x3"}, "wide is 'llama-80x3' with variants"),
         ({"seeds": (1, 2, 1)}, "seeds has 1 twice"),
         ({"seeds": (-1,)}, "seeds has -1"),
         ({"seeds": ()}, "seeds is empty"),

@@ -53,6 +53,23 @@ def test_everything_is_there(comparison: Path) -> None:
     assert not list((comparison / "runs").glob("*.log"))
 
 
+def test_rivals_store_what_they_are_told_to(tiny_store: Path, tmp_path: Path) -> None:
+    """The same job with rivals: each attached as its folder says, of the size that was asked for."""
+    names = ["baseline", "additive", "retoken_bigram", "engram", "wide"]
+    words = ["compare", "demo", "--variants", *names, "--wide", "llama-80x3", "--size", "2", "--seeds", "0"]
+    words += ["--data", str(tiny_store), "--out", str(tmp_path / "rivals"), "--jobs", "2", *SMALL]
+    assert main(words) == 0
+    runs = {run["name"]: run for run in json.loads((tmp_path / "rivals/results.json").read_text())["runs"]}
+    assert list(runs) == names
+    rows = 300 * 3 * 64  # a number for each token, layer and channel
+    assert runs["additive"]["table_params"] == rows
+    assert runs["retoken_bigram"]["table_params"] == runs["engram"]["table_params"] == 2 * rows
+    assert runs["wide"]["table_params"] == 0
+    assert runs["wide"]["backbone_params"] > runs["baseline"]["backbone_params"]
+    page = (tmp_path / "rivals/report.html").read_text()
+    assert "ReToken by bigram" in page and "--wide llama-80x3" in page and "--size 2.0" in page
+
+
 def test_variants_saw_the_same_held_out_text_and_continued_the_same_prompts(comparison: Path) -> None:
     runs = [comparison / "runs" / name for name in ("baseline-seed0", "mort-seed0")]
     counts = [read_token_loss(run) for run in runs]

@@ -18,7 +18,7 @@ GOOD = {"out": Path("run"), "data": Path("store"), "preset": "cpu-xs", "steps": 
     [
         ({"preset": ""}, "preset is '' and model is ''; accepted: exactly one of the two"),
         ({"model": "folder"}, "exactly one of the two"),
-        ({"variant": "engram"}, "variant is 'engram'; accepted: baseline, retoken, mort"),
+        ({"variant": "jtok"}, "variant is 'jtok'; accepted: baseline, retoken, mort"),
         ({"dtype": "float16"}, "dtype is 'float16'; accepted: float32, bfloat16"),
         ({"compile": "yes"}, "compile is 'yes'; accepted: auto, on, off"),
         ({"device": "tpu"}, "device is 'tpu'; accepted: auto, cpu, cuda"),
@@ -42,6 +42,8 @@ GOOD = {"out": Path("run"), "data": Path("store"), "preset": "cpu-xs", "steps": 
             "modulator is a retoken config with variant 'mort'",
         ),
         ({"modulator": retoken.MoRTConfig()}, "modulator is a mort config with variant 'baseline'"),
+        ({"trains": "attached"}, "trains is 'attached' with variant 'baseline'; accepted there: 'all'"),
+        ({"trains": "tables"}, "trains is 'tables'; accepted: all, attached"),
     ],
 )
 def test_refusals_name_the_option_what_was_found_and_what_is_accepted(options, says):
