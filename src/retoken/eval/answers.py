@@ -43,7 +43,7 @@ class Answers:
         for line in content.splitlines(keepends=True):
             try:
                 key, answer, cut = json.loads(line)
-            except ValueError:
+            except (ValueError, TypeError):
                 break
             if not line.endswith(b"\n"):
                 break
@@ -86,3 +86,5 @@ class Answers:
         """Delete the file: the task's result is kept elsewhere."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+        if not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()

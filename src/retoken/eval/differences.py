@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +42,11 @@ class Against:
     mean_bits: Difference | None
 
 
-def check_comparable(settings: Mapping[str, Any], other: ResultsFolder) -> None:
-    """Refuse results that were not measured alike.
+def check_comparable(settings: Mapping[str, Any], tasks: Iterable[str], other: ResultsFolder) -> None:
+    """Refuse results that were not measured alike, or of other tasks, before anything is measured.
 
     Raises:
-        ConfigError: names the setting.
+        ConfigError: names the setting or the task.
     """
     for key in _SAME:
         if settings[key] != other.settings.get(key):
@@ -54,6 +54,9 @@ def check_comparable(settings: Mapping[str, Any], other: ResultsFolder) -> None:
                 f"--against {other.path} has {key} {other.settings.get(key)!r}; accepted: "
                 f"{settings[key]!r}, as here"
             )
+    for task in tasks:
+        if not other.has(task):
+            raise ConfigError(f"--against {other.path} has no {task}; accepted: results of the same tasks")
 
 
 def against(
@@ -72,7 +75,8 @@ def against(
         seed: of the draws.
 
     Raises:
-        ConfigError: a task is not in the other folder, or its documents are others.
+        ConfigError: documents of a task are others.
+        CheckpointError: a task is not in the other folder, or broken there.
     """
     metric: dict[str, Compared] = {}
     bits: dict[str, Compared] = {}
@@ -112,8 +116,6 @@ def _column(mine: list[TaskResult], other: list[TaskResult], kind: str) -> NDArr
 
 
 def _same_items(mine: TaskResult, theirs: ResultsFolder) -> TaskResult:
-    if not theirs.has(mine.task):
-        raise ConfigError(f"--against {theirs.path} has no {mine.task}; accepted: results of the same tasks")
     other = theirs.read(mine.task)
     if len(other.items) != len(mine.items):
         raise ConfigError(

@@ -114,7 +114,7 @@ class Harness:
         """
         started = time.perf_counter()
         model.keep(answers, on_progress)
-        with _quiet():
+        with quiet():
             loaded = self._load(task, run_code)
             report = _evaluate(loaded, task, model, limit, run_code)
         about = {
@@ -135,7 +135,7 @@ class Harness:
             ) from error
         if not run_code and (getattr(loaded, "UNSAFE_CODE", False) or loaded.get_config("unsafe_code")):
             raise ConfigError(
-                f"--tasks {task} runs programs that the model writes on this machine; accepted: with --run-code"
+                f"--tasks {task} runs programs that the model writes; accepted: with --run-code"
             )
         return loaded
 
@@ -161,7 +161,7 @@ def _evaluate(loaded: Any, task: str, model: Any, limit: int, run_code: bool) ->
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The harness and the libraries under it talk on both streams; what matters of it is in errors."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -9,6 +9,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 
 from retoken.eval.answers import Answers, Key, key_of
+from retoken.eval.harness import quiet
 from retoken.eval.loading import Loaded
 
 Progress = Callable[[int, int], None]
@@ -26,15 +27,17 @@ class HarnessModel(HFLM):
             batch_size: requests of a forward pass.
             context_length: tokens of a request, at most; 0: what the harness reads from the model's config.
         """
-        super().__init__(
-            pretrained=loaded.model,
-            tokenizer=loaded.need_tokenizer(),
-            backend="causal",
-            batch_size=batch_size,
-            max_length=context_length or None,
-            # Of bfloat16 logits a log-likelihood has two digits otherwise; float32 ones stay as they are.
-            softmax_dtype="float32",
-        )
+        tokenizer = loaded.need_tokenizer()
+        with quiet():
+            super().__init__(
+                pretrained=loaded.model,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=batch_size,
+                max_length=context_length or None,
+                # Of bfloat16 logits a log-likelihood has two digits otherwise; float32 ones stay as they are.
+                softmax_dtype="float32",
+            )
         self._answers: Answers | None = None
         self._cut: set[Key] = set()
         self._on_progress: Progress = lambda done, total: None

@@ -115,13 +115,17 @@ class ResultsFolder:
         Raises:
             ConfigError: one does already.
         """
-        try:
-            with writing(self.path), FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout:
+        lock = FileLock(self.path / ".lock")
+        with writing(self.path):
+            taken = _take(lock)
+        if not taken:
             raise ConfigError(
                 f"--out {self.path} is being written by another process; accepted: another --out, or wait"
-            ) from None
+            )
+        try:
+            yield
+        finally:
+            lock.release()
 
     def answers_path(self, task: str) -> Path:
         """Where an unfinished task's answers are kept."""
@@ -179,6 +183,14 @@ class ResultsFolder:
 
     def _items(self, task: str) -> Path:
         return self.path / "tasks" / f"{task}.items.jsonl"
+
+
+def _take(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def _item(values: dict[str, Any]) -> Item:

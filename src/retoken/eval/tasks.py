@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -99,12 +99,13 @@ def evaluate_tasks(
     settings = _settings(loaded, config, rows_path)
     tasks, definitions = _source(config.data)
     names = expand(config.names)
-    if other:
-        check_comparable(settings, other)
     benchmarks = {name: tasks.expand(name) for name in names}
+    wanted = list(dict.fromkeys(task for parts in benchmarks.values() for task in parts))
+    if other:
+        check_comparable(settings, wanted, other)
     folder = ResultsFolder.claim(config.out, settings, loaded.name)
     with folder.alone():
-        missing = [task for task in _each(benchmarks.values()) if not folder.has(task)]
+        missing = [task for task in wanted if not folder.has(task)]
         if missing:
             used = tasks if isinstance(tasks, Harness) else Harness(definitions)
             _measure(missing, used, folder, loaded, config, world, told)
@@ -136,10 +137,6 @@ def _source(data: TaskData) -> tuple[Harness | PackageTasks, Path | None]:
         return Harness(), None
     tasks = package_tasks()
     return tasks, tasks.definitions(harness.own_definitions(), harness.version())
-
-
-def _each(groups: Iterable[tuple[str, ...]]) -> list[str]:
-    return list(dict.fromkeys(task for group in groups for task in group))
 
 
 def _measure(
