@@ -124,7 +124,7 @@ def test_packed_and_folded_rows_are_measured_like_parameters(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "folded" / name).write_bytes((tiny_run("retoken") / "model" / name).read_bytes())
     plain = measure(tiny_run("retoken"), "piqa", out="plain")
-    folded = measure(tmp_path / "folded", "piqa", out="folded")
+    folded = measure(tmp_path / "folded", "piqa", out="out-folded")
     placed = open_checkpoint(str(tiny_run("retoken") / "model"), tables="host")
     host = evaluate_tasks(placed, small(tmp_path / "host", "piqa"), World(), Silent())
     for report in (folded, host):
@@ -167,7 +167,7 @@ def test_requests_longer_than_the_context_are_counted(
     tiny_run: Run, measure: Callable[..., TasksReport]
 ) -> None:
     whole = measure(tiny_run("baseline"), "lambada_openai", out="whole")
-    short = measure(tiny_run("baseline"), "lambada_openai", context_length=8)
+    short = measure(tiny_run("baseline"), "lambada_openai", context_length=4)
     assert whole.scores[0].cut == 0 and short.scores[0].cut == 7
 
 
