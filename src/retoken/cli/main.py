@@ -30,7 +30,7 @@ VERBS = {
     "presets": Verb("retoken.cli.presets", "Presets", "the paper's backbones and ours, counted"),
     "plan": Verb("retoken.cli.plan", "Plan", "memory, bytes and time of a run on any number of ranks"),
     "scaling": Verb("retoken.cli.scaling", "Scaling", "a scaling study: its plan, its runs, its laws"),
-    "eval": Verb("retoken.cli.eval", "Eval", "held-out loss and bits per byte of a checkpoint"),
+    "eval": Verb("retoken.cli.eval", "Eval", "held-out loss of a checkpoint, or benchmark tasks"),
     "generate": Verb("retoken.cli.generate", "Generate", "text from a checkpoint"),
     "serve": Verb("retoken.cli.serve", "Serve", "an OpenAI-compatible server of a checkpoint, on vLLM"),
     "export": Verb("retoken.cli.export", "Export", "a checkpoint -> a model folder, or packed rows"),

@@ -1,4 +1,4 @@
-"""Measuring what training made: any checkpoint, on a token store or on a text."""
+"""Measuring what training made: any checkpoint, on a token store, on a text, or on benchmark tasks."""
 
 from retoken.eval.domains import DomainLoss, Domains
 from retoken.eval.heldout import HeldOut, evaluate_store, evaluate_text

@@ -21,6 +21,7 @@ from retoken.train.folder import RunFolder
 from retoken.train.setup import load_model
 
 Tables = Literal["device", "host", "disk"]
+Dtype = Literal["float32", "bfloat16"]
 HUB = "hf:"
 ACCEPTED = "a run folder, a checkpoint or model folder with config.json, or hf:NAME"
 
@@ -32,7 +33,7 @@ class Loaded:
     name: str
     """The folder, or the hub's name."""
     model: PreTrainedModel
-    """In evaluation mode, float32, token-indexed parameters attached where the checkpoint has them."""
+    """In evaluation mode, token-indexed parameters attached where the checkpoint has them."""
     tokenizer: PreTrainedTokenizerBase | None
     """The checkpoint's own, or that of the store its run was trained on; None where neither is there."""
     run: TrainConfig | None
@@ -69,6 +70,7 @@ def open_checkpoint(
     rows_path: Path | None = None,
     verify: Path | None = None,
     device: torch.device | None = None,
+    dtype: Dtype = "float32",
 ) -> Loaded:
     """Load a checkpoint for evaluation or generation.
 
@@ -80,6 +82,7 @@ def open_checkpoint(
         rows_path: The packed file, as `retoken.load`'s `path`.
         verify: A model folder that every fetched row is compared with; rows are placed for it.
         device: Where placed rows are to be used; None: the host.
+        dtype: Of the weights.
 
     Raises:
         CheckpointError: Nothing loadable is there; the file and what was found are named.
@@ -92,14 +95,22 @@ def open_checkpoint(
                 f"tables is {tables!r} with {where}; accepted with a model folder on this machine"
             )
         name = where.removeprefix(HUB)
-        return Loaded(name=name, model=load_model(Path(name)).eval(), tokenizer=_tokenizer_at(name), run=None)
+        model = _in_dtype(load_model(Path(name)).eval(), dtype)
+        return Loaded(name=name, model=model, tokenizer=_tokenizer_at(name), run=None)
     folder = _model_folder(Path(where))
     run = run_of(folder)
     if placed or ROWS_FILE in _attached_in(folder):
-        model = _load_placed(folder, tables, rows_path, verify, device)
+        model = _load_placed(folder, tables, rows_path, verify, device, dtype)
     else:
-        model = load_model(folder).eval()
+        model = _in_dtype(load_model(folder).eval(), dtype)
     return Loaded(name=str(folder), model=model, tokenizer=tokenizer_for(folder), run=run)
+
+
+def _in_dtype(model: PreTrainedModel, dtype: Dtype) -> PreTrainedModel:
+    """The model with its weights in a type, as from_pretrained has it: rotary frequencies stay float32."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(getattr(torch, dtype))
+    return model
 
 
 def _attached_in(folder: Path) -> dict[str, Any]:
@@ -117,6 +128,7 @@ def _load_placed(
     rows_path: Path | None,
     verify: Path | None,
     device: torch.device | None,
+    dtype: Dtype,
 ) -> PreTrainedModel:
     if is_checkpoint(folder):
         raise ConfigError(
@@ -125,7 +137,7 @@ def _load_placed(
         )
     try:
         options: dict[str, Any] = {"path": rows_path, "verify": verify or False, "device": device}
-        return load(folder, tables, dtype=torch.float32, **options)
+        return load(folder, tables, dtype=getattr(torch, dtype), **options)
     except RetokenError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds for a broken file
