@@ -219,7 +219,7 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
     "missing option": (lambda d: ["train", "demo"], "required options: --data"),
     "no value": (lambda d: d.train("--lr"), "Missing value for argument '--lr'"),
     "not a number": (lambda d: d.train("--seed", "zero"), "--seed: invalid literal"),
-    "unknown choice": (lambda d: d.train("--variant", "jtok"), "invalid choice 'jtok'"),
+    "unknown choice": (lambda d: d.train("--variant", "jtok"), "variant is 'jtok'; accepted: baseline"),
     # text
     "missing corpus": (lambda d: d.prepare(d.folder / "none.txt"), "none.txt"),
     "empty file": (lambda d: d.prepare(d.file("empty.txt")), "empty.txt"),

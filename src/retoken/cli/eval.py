@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from retoken.cli.options import as_json
 from retoken.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Eval:
     """Divide the loss by how often a token was seen in training (band), or the one before it, whose rows are
     read (row); by place in the window; by part of the vocabulary."""
     against: str = ""
-    """Another checkpoint; with --tasks, its folder of task results: paired differences, with 95 % intervals."""
+    """Another checkpoint; with --tasks, its folder of results: paired differences with 95 % intervals."""
     counts: Path | None = None
     """The store whose training split says how often a token was seen, for --by band, row; empty: the run's
     own."""
