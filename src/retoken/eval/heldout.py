@@ -67,12 +67,21 @@ def evaluate_store(
         DataError: The store is broken, too short, or made with another tokenizer than the checkpoint's.
         ConfigError: The context is longer than the model's positions.
     """
+    options = {"context_length": context_length, "batch_size": batch_size}
+    store, batches = store_windows(loaded, folder, max_tokens, **options)
+    found = _evaluate(loaded, batches, store.token_bytes(), world)
+    size = int((found.count_V * found.token_bytes_V).sum())
+    return _held_out(found, size, _context(loaded, context_length))
+
+
+def store_windows(
+    loaded: Loaded, folder: Path, max_tokens: int = 0, *, context_length: int = 0, batch_size: int = 16
+) -> tuple[TokenStore, Iterator[Tensor]]:
+    """A store, and its held-out windows [B, context + 1] for a checkpoint; arguments and errors as above."""
     store = TokenStore.open(folder)
     _check_fit(loaded, store)
     context = _context(loaded, context_length)
-    batches = eval_windows(store.split("val"), context + 1, max_tokens, batch_size=batch_size)
-    found = _evaluate(loaded, batches, store.token_bytes(), world)
-    return _held_out(found, int((found.count_V * found.token_bytes_V).sum()), context)
+    return store, eval_windows(store.split("val"), context + 1, max_tokens, batch_size=batch_size)
 
 
 def evaluate_text(
