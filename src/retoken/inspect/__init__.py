@@ -1,4 +1,4 @@
-"""What the tables of a checkpoint learned: how strong rows are, who chooses which, and which of them matter."""
+"""What the tables of a checkpoint learned: how strong rows are, which are chosen, which matter."""
 
 from retoken.inspect.inspection import Inspection
 from retoken.inspect.look import Look, inspect

@@ -32,10 +32,13 @@ class Curve:
 def by_importance(subject: Subject, found: Estimate) -> Tensor:
     """Token ids [V], those first whose rows are worth most: expected cost in text like the training split.
 
-    That is how often a token occurs there times what zeroing its rows costs a position (`shrunk_V`). Tokens
-    that do not occur there were not trained either: they come after all whose rows are worth anything.
+    That is how often a token occurs there times what zeroing its rows costs a position (`shrunk_V`). An
+    estimate below zero is taken for zero: in few positions chance makes many. Those are in order of
+    frequency, and tokens that do not occur in the training split, whose rows nothing has trained, come last.
     """
-    return (found.shrunk_V() * subject.count_V).argsort(descending=True, stable=True)
+    often_V = by_frequency(subject)
+    worth_V = found.shrunk_V().clamp_min(0) * subject.count_V
+    return often_V[worth_V[often_V].argsort(descending=True, stable=True)]
 
 
 def by_frequency(subject: Subject) -> Tensor:
@@ -84,7 +87,13 @@ def curve(
     return Curve(shares=shares, increases=increases)
 
 
-def fewest(subject: Subject, order_V: Tensor, allowed: float, before: float) -> tuple[int, float]:
+def fewest(
+    subject: Subject,
+    order_V: Tensor,
+    allowed: float,
+    before: float,
+    on_progress: OnProgress = lambda done, total: None,
+) -> tuple[int, float]:
     """The fewest tokens, the first of an order, that may keep their rows for a loss that is allowed.
 
     Found by halving, which takes the loss to rise as rows go; what is returned was measured.
@@ -94,13 +103,15 @@ def fewest(subject: Subject, order_V: Tensor, allowed: float, before: float) -> 
         order_V: token ids, the most important first.
         allowed: increase of the held-out loss, nats per token.
         before: the loss with all rows.
+        on_progress: told of each measurement.
 
     Returns:
         How many, and the increase measured there.
     """
     high, at_high = len(order_V), 0.0
     low = -1
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        on_progress(step, STEPS)
         middle = (low + high) // 2
         if middle in (low, high):
             break

@@ -81,7 +81,10 @@ class Subject:
         modulators, (store, batches) = own_modulators(loaded), store_windows(loaded, folder, max_tokens)
         windows = torch.cat(list(batches))
         if len(windows) < 2:
-            raise DataError(f"{folder}: {len(windows)} held-out window; accepted: two or more, or --max-tokens 0")
+            raise DataError(
+                f"{folder}: {len(windows)} held-out window where {max_tokens or 'all'} tokens are read; "
+                "accepted: two or more"
+            )
         loaded.model.to(world.device)  # pyright: ignore
         return cls(
             model=loaded.model,
@@ -113,7 +116,9 @@ class Subject:
         with eval_mode(self.model), autocast(device, self.dtype):
             for windows in windows_NW.to(device).split(BATCH):
                 logits = self.model(input_ids=windows[:, :-1], use_cache=False).logits  # pyright: ignore
-                nll = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="none")
+                nll = F.cross_entropy(
+                    logits.flatten(0, 1).float(), windows[:, 1:].flatten(), reduction="none"
+                )
                 yield windows[:, :-1], nll.view(len(windows), -1)
 
     @torch.no_grad()

@@ -43,9 +43,9 @@ class Strength:
     norm: float
     """L2 norm of a row, which Norm takes away again: it tells how far a row has moved, not what it does."""
     distance: float
-    """Root mean square over the features of p - 1 = s * Norm(E[x]); for MoRT of s * Norm(E_i[x]) / sqrt(2 N_l)."""
+    """Root mean square over the features of s * Norm(E[x]) = p - 1; MoRT: s * Norm(E_i[x]) / sqrt(2 N_l)."""
     shared: float
-    """Share of that, as power, that is the same for all tokens of the band: 1 where they cannot be told apart."""
+    """Share of its power that all tokens of the band have in common: 1 where they cannot be told apart."""
 
 
 def scale_of(module: Modulator) -> Scale:
@@ -57,7 +57,7 @@ def scale_of(module: Modulator) -> Scale:
 
 
 def bands_of(count_V: Tensor | None, vocab_size: int) -> list[FrequencyBand]:
-    """Tokens by their rank in the training split, and those that do not occur in it; one band without counts."""
+    """Tokens by their rank in the training split, and those not in it; without counts one band of all."""
     if count_V is None:
         return [FrequencyBand(label="all tokens", ids_R=torch.arange(vocab_size), share=float("nan"))]
     order, seen = count_V.argsort(descending=True, stable=True), int((count_V > 0).sum())

@@ -1,4 +1,4 @@
-"""Rows that training never touched: by the optimizer's state where there is one, else by the data's counts."""
+"""Rows that training never touched: by the optimizer's state where there is one, else by counts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def touched(folder: Path, layers: Iterable[int], count_V: Tensor | None) -> Touc
     """What is known of it.
 
     Args:
-        folder: a training checkpoint, or a model folder; one that lies in a run is the run's newest checkpoint.
+        folder: a training checkpoint, or a model folder; for one in a run, the run's newest checkpoint tells.
         layers: those that carry a table.
         count_V: how often each token occurs in the training split; it may have been read in part only.
 
@@ -70,10 +70,10 @@ def _checkpoint_of(folder: Path) -> Path | None:
 
 
 def _of_layer(files: TensorFiles, layer: int) -> Tensor | None:
-    """[V] or [V, E] bool: rows of a layer that had a gradient; None: its optimizer keeps nothing that tells."""
+    """[V] or [V, E] bool: rows of a layer that had a gradient; None: nothing kept tells."""
     for name in MOMENTS:
         key = STATE.format(layer) + name
         if key in files.index:
             moment, table = files.read(key), files.index[f"retoken.layers.{layer}.table"].spec.shape
-            return (moment != 0 if moment.dim() < len(table) else (moment != 0).any(-1))
+            return moment != 0 if moment.dim() < len(table) else (moment != 0).any(-1)
     return None

@@ -14,5 +14,4 @@ def decoder(runs: Sequence[Run]) -> Callable[[int], str] | None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
-
     return lambda token: visible(tokenizer, token)

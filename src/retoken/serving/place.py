@@ -302,7 +302,9 @@ def _build_tiers(
             assert packed is not None
             tiers[name] = packed
         elif name == "host":
-            tiers[name] = MemoryTier.on_host(max(homes.records(name), 1), layout.record_bytes, seat.neighbours)
+            tiers[name] = MemoryTier.on_host(
+                max(homes.records(name), 1), layout.record_bytes, seat.neighbours
+            )
         else:
             tiers[name] = MemoryTier.on_device(homes.records(name), layout.record_bytes, seat.device)
     return tiers
