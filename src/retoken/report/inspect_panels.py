@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -141,8 +142,8 @@ def _bars(
         axes.axhline(0, color=series(0), linewidth=1.2)
         axes.bar(range(len(labels)), list(values), 0.72, color=series(1), zorder=2)
         shown = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), 12)).round().astype(int))
-        slanted = {"rotation": 28, "ha": "right", "rotation_mode": "anchor"} if axis != "layer" else {}
-        axes.set_xticks(shown, [labels[i] for i in shown], **slanted)
+        slanted: Any = {"rotation": 28, "ha": "right", "rotation_mode": "anchor"} if axis != "layer" else {}
+        axes.set_xticks(shown, [str(labels[i]) for i in shown], **slanted)
         axes.set_xlabel(axis)
         axes.set_ylabel("increase, nats per token")
         axes.yaxis.set_major_locator(MaxNLocator(6))
