@@ -369,6 +369,10 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
         lambda d: ["inspect", d.own_run(), "--check", 1],
         "--check is 1; accepted: 2 or",
     ),
+    "a figure of no losses": (
+        lambda d: ["inspect", d.own_model(), "--figure", d.folder / "x.svg"],
+        "--figure is .*x.svg and no token store is there; accepted: --data STORE",
+    ),
     "a page onto a folder": (
         lambda d: ["inspect", d.own_run(), "--out", d.folder / "run"],
         "--out .*run is a folder; accepted: a file",

@@ -25,7 +25,8 @@ SMALL = ["--eval-tokens", 660, "--threads", 1]
 @pytest.mark.parametrize("variant", ["retoken", "mort"])
 def test_a_run_is_looked_into(cli: Cli, tiny_run: Run, tmp_path: Path, variant: str) -> None:
     page = tmp_path / "new" / "page.html"
-    words = ["inspect", tiny_run(variant), *SMALL, "--check", 4, "--out", page, "--json"]
+    figure = tmp_path / "curve.svg"
+    words = ["inspect", tiny_run(variant), *SMALL, "--check", 4, "--out", page, "--figure", figure, "--json"]
     code, said, err = cli(*words)
     assert (code, err) == (0, "")
     found = json.loads(said)
@@ -38,6 +39,7 @@ def test_a_run_is_looked_into(cli: Cli, tiny_run: Run, tmp_path: Path, variant: 
     assert [row["real"] is not None for row in found["measured"]["checked"]] == [True] * 4
     assert bool(found["measured"]["loads"]) == (variant == "mort")
     assert "step-000003" in found["training"]["source"] and 0 < found["training"]["never_tokens"] < 300
+    assert figure.read_text(encoding="utf-8").startswith("<svg ")
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg ") >= 9 and "Mean scale of" in html  # the run's probes show the course
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]

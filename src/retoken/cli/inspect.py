@@ -32,6 +32,8 @@ class Inspect:
     """Token store written by `retoken prepare`; without it the run's own, where it is there."""
     out: Path | None = None
     """Page to write; an existing one is replaced."""
+    figure: Path | None = None
+    """SVG file to draw the losses of pruned rows into; needs a store."""
     tokens: tuple[str, ...] = ()
     """Texts of single tokens to name the neighbours of, as ' the'; without them the most frequent ones."""
     eval_tokens: int = 32768
@@ -59,10 +61,13 @@ class Inspect:
             own_modulators(loaded)
             own = store_of(loaded.run)
             store = self.data or (own and own.folder)
+            if self.figure is not None and store is None:
+                raise ConfigError(
+                    f"--figure is {self.figure} and no token store is there; accepted: --data STORE"
+                )
             subject = self._subject(loaded, store, world)
             found = inspect(loaded, subject, store, Look(checked=self.check, tokens=self.tokens, bars=bar))
-        if self.out is not None:
-            self._write(found)
+        self._write(found)
         self._show(found)
         return 0
 
@@ -74,10 +79,14 @@ class Inspect:
         return Subject.of_store(loaded, store, world, max_tokens=self.eval_tokens)
 
     def _write(self, found: Inspection) -> None:
+        from retoken.report.inspect_panels import pruning_curves
         from retoken.report.inspection import write_page
+        from retoken.report.standalone import save
 
-        assert self.out is not None
-        write_page(self.out, found, self._run_folder(), self._command())
+        if self.out is not None:
+            write_page(self.out, found, self._run_folder(), self._command())
+        if self.figure is not None and found.measured is not None:
+            save(pruning_curves(found.measured), self.figure)
 
     def _run_folder(self) -> Path | None:
         """The finished run that was named, whose probes show the course of training."""
@@ -106,5 +115,7 @@ class Inspect:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
         if self.check < 2:
             raise ConfigError(f"--check is {self.check}; accepted: 2 or more, to rank them")
-        if self.out is not None and self.out.is_dir():
-            raise ConfigError(f"--out {self.out} is a folder; accepted: a file to write the page to")
+        for name in ("out", "figure"):
+            path: Path | None = getattr(self, name)
+            if path is not None and path.is_dir():
+                raise ConfigError(f"--{name} {path} is a folder; accepted: a file to write to")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,27 +151,25 @@ def _bars(
     return panel(name, title, words, draw, height=264)
 
 
-def pruning_curves(found: Inspection, measured: Measured) -> list[Panel]:
-    """Loss against the share of tokens that keep their rows; near its end once more, closer."""
-    pruning = measured.pruning
-    whole = "Held-out loss against the share of tokens that keep their rows"
-    said = listed(f"{name} {signed(pruning.increases[name][3])}" for name in ORDERS)
-    words = f"{whole}; with half of them, in the order of {said}."
-    return [panel("inspect-pruning", whole, words, _pruning_drawing(measured), height=264)]
+def pruning_curves(measured: Measured) -> Panel:
+    """Loss against the share of tokens that keep their rows."""
+    pruning, title = measured.pruning, "Held-out loss against the share of tokens that keep their rows"
+    half = pruning.shares.index(0.5)
+    said = listed(f"{name} {signed(pruning.increases[name][half])}" for name in ORDERS)
 
-
-def _pruning_drawing(measured: Measured) -> Callable[[Axes], None]:
     def draw(axes: Axes) -> None:
-        shares = [100 * share for share in measured.pruning.shares]
+        shares = [100 * share for share in pruning.shares]
         for number, name in reversed(list(enumerate(ORDERS))):
-            ink = series((number + 1) % 3)
-            values = measured.pruning.increases[name]
-            axes.plot(shares, values, color=ink, marker=MARKERS[number], markersize=4)
+            ink, values = series((number + 1) % 3), pruning.increases[name]
+            axes.plot(shares, values, color=ink, marker=MARKERS[number], markersize=4, label=name)
         axes.set_xlabel("tokens that keep their rows, %")
         axes.set_ylabel("increase, nats per token")
         axes.set_xlim(0, 100)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], frameon=False, title="order", alignment="left")
 
-    return draw
+    words = f"{title}; with half of them, in the order of {said}."
+    return panel("inspect-pruning", title, words, draw, height=264)
 
 
 def check_scatter(measured: Measured) -> Panel:

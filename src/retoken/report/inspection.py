@@ -87,7 +87,7 @@ def _matter(found: Inspection, measured: Measured) -> list[Panel]:
     return [
         panels.layer_bars(found, measured),
         panels.band_bars(found, measured),
-        *panels.pruning_curves(found, measured),
+        panels.pruning_curves(measured),
         panels.check_scatter(measured),
     ]
 
