@@ -41,6 +41,7 @@ def test_a_run_is_looked_into(cli: Cli, tiny_run: Run, tmp_path: Path, variant: 
     assert "step-000003" in found["training"]["source"] and 0 < found["training"]["never_tokens"] < 300
     assert figure.read_text(encoding="utf-8").startswith("<svg ")
     html = page.read_text(encoding="utf-8")
+    assert f"retoken inspect {tiny_run(variant)} --out {page}" in html and "--eval-tokens 660" in html
     assert html.count("<svg ") >= 9 and "Mean scale of" in html  # the run's probes show the course
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -96,8 +97,14 @@ class Inspect:
         return path if is_finished(path) else None
 
     def _command(self) -> str:
-        data = f" --data {self.data}" if self.data is not None else ""
-        return f"retoken inspect {self.checkpoint}{data} --out {self.out}"
+        """The command of this page, without what it has by default."""
+        words = ["retoken", "inspect", self.checkpoint]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("checkpoint", "json") and value != field.default:
+                values = value if isinstance(value, tuple) else (value,)
+                words += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+        return shlex.join(words)
 
     def _show(self, found: Inspection) -> None:
         if self.json:

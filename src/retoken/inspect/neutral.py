@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -11,18 +11,9 @@ from torch import Tensor
 from retoken.nn import Modulator
 
 
-@contextmanager
-def without_scales(modulators: Iterable[Modulator]) -> Iterator[None]:
+def without_scales(modulators: Iterable[Modulator]) -> AbstractContextManager[None]:
     """Modulators that modulate nothing: their scales are zero."""
-    kept = [(module.scale, module.scale.detach().clone()) for module in modulators]
-    with torch.no_grad():
-        for scale, _ in kept:
-            scale.zero_()
-        try:
-            yield
-        finally:
-            for scale, values in kept:
-                scale.copy_(values)
+    return scales_times(modulators, 0.0)
 
 
 @contextmanager
