@@ -125,6 +125,13 @@ def _foreign_checkpoint(d: Desk) -> Words:
     return ["train", "demo", "--data", d.store, *_RUN_OPTIONS, "--out", run]
 
 
+def _inspect_packed(d: Desk) -> Words:
+    from retoken.serving.artifact import write_artifact
+
+    write_artifact(d.own_model(), d.folder / "packed")
+    return ["inspect", d.folder / "packed", "--data", d.store]
+
+
 def _export_damaged(d: Desk) -> Words:
     shard = next(d.own_run().glob("checkpoints/*/shard-*"))
     content = bytearray(shard.read_bytes())
@@ -355,6 +362,55 @@ CASES: dict[str, tuple[Callable[[Desk], Words], str]] = {
             *("--plot", d.file("a.txt", "x") / "a.svg"),
         ],
         "--plot is .*a.svg, and .*a.txt is no folder",
+    ),
+    "share to prune that is none": (
+        lambda d: ["export", d.own_run(), "--out", d.folder / "x", "--prune", "1.5"],
+        "--prune is 1.5; accepted: a share above 0 and below 1",
+    ),
+    "loss to prune for that is none": (
+        lambda d: ["export", d.own_run(), "--out", d.folder / "x", "--prune-loss", "nan"],
+        "--prune-loss is nan; accepted: nats per token",
+    ),
+    "pruned by share and by loss": (
+        lambda d: ["export", d.own_run(), "--out", d.folder / "x", "--prune", 0.5, "--prune-loss", 0.1],
+        "--prune is 0.5 and --prune-loss is 0.1; accepted: one of them",
+    ),
+    "pruned by no loss": (
+        lambda d: ["export", d.own_run(), "--out", d.folder / "x", "--prune", 0.5, "--loss", "off"],
+        "--loss is off and rows are to be pruned",
+    ),
+    "pruned without a store": (
+        lambda d: ["export", d.own_model(), "--out", d.folder / "x", "--prune", 0.5],
+        "rows are to be pruned and .*model has no run with its store; accepted: --data STORE",
+    ),
+    "pruned by one window": (
+        lambda d: ["export", d.own_run(), "--out", d.folder / "x", "--prune", 0.5, "--eval-tokens", 40],
+        "1 held-out window where 40 tokens are read; accepted: two or more",
+    ),
+    "nothing to inspect": (
+        lambda d: ["inspect", d.own_run("baseline")],
+        "carries no token-indexed parameters; accepted: a model trained with --variant retoken or mort",
+    ),
+    "inspecting packed rows": (
+        _inspect_packed,
+        "packed: its rows are packed; accepted: the checkpoint it was",
+    ),
+    "inspecting a missing checkpoint": (lambda d: ["inspect", d.folder / "none"], "none does not exist"),
+    "neighbours of several tokens": (
+        lambda d: ["inspect", d.own_model(), "--tokens", "the cat runs"],
+        "--tokens: 'the cat runs' is .* tokens; accepted: the text of one token",
+    ),
+    "too few rows to check": (
+        lambda d: ["inspect", d.own_run(), "--check", 1],
+        "--check is 1; accepted: 2 or",
+    ),
+    "a figure of no losses": (
+        lambda d: ["inspect", d.own_model(), "--figure", d.folder / "x.svg"],
+        "--figure is .*x.svg and no token store is there; accepted: --data STORE",
+    ),
+    "a page onto a folder": (
+        lambda d: ["inspect", d.own_run(), "--out", d.folder / "run"],
+        "--out .*run is a folder; accepted: a file",
     ),
     "missing text": (lambda d: ["eval", d.own_run(), "--text", d.folder / "none"], "none cannot be read"),
     "empty text": (lambda d: ["eval", d.own_run(), "--text", d.file("a.txt", " \n")], "a.txt is empty"),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import retoken
 from retoken.cli.main import main
 from retoken.errors import RetokenError
+from retoken.serving.artifact import write_artifact
 
 R, M = retoken.ReTokenConfig, retoken.MoRTConfig
 CONFIGS = {
@@ -81,6 +82,16 @@ def test_speculation_by_n_grams(folder):
 def test_packed_rows_in_place(packed, wanted, tables):
     with served(packed, {"tables": tables}) as llm:
         assert_same(wanted, by_vllm(llm, prompts()))
+
+
+@pytest.mark.parametrize("tables", ["device", "host", "disk"])
+def test_rows_of_some_tokens_only(folder, wanted, tables, tmp_path):
+    out = tmp_path / "pruned"
+    write_artifact(folder, out, kept=torch.arange(VOCAB) % 3 != 1)
+    without = by_transformers(out, prompts())
+    assert [tokens for tokens, _ in without] != [tokens for tokens, _ in wanted]
+    with served(out, {"tables": tables}) as llm:
+        assert_same(without, by_vllm(llm, prompts()))
 
 
 @pytest.mark.parametrize("prefetch", ["record", "chosen", "none"])

@@ -11,6 +11,9 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from retoken.compare.folder import CompareFolder, RunKey
+from retoken.inspect.inspection import Band, Inspection, Measured, Near, Pruning, Row, Training
+from retoken.inspect.routing import LayerLoad
+from retoken.inspect.tables import Scale, Strength
 
 VOCAB = 600
 FINAL = {"baseline": 4.9, "retoken": 4.7, "mort": 4.6}
@@ -144,3 +147,62 @@ def invented(tmp_path: Path) -> Callable[..., CompareFolder]:
 def invented_once(tmp_path_factory: pytest.TempPathFactory) -> CompareFolder:
     """An invented comparison of all variants over two seeds, to be looked at only."""
     return write_comparison(tmp_path_factory.mktemp("invented") / "comparison")
+
+
+def invented_inspection(variant: str = "mort", *, measured: bool = True, layers: int = 5) -> Inspection:
+    """An invented inspection: every number in it is made up."""
+    labels = ("1–10", "11–100", "101–600", "never") if measured else ("all tokens",)
+    config = {"type": variant, "num_modulators": 4, "top_k": 2} if variant == "mort" else {"type": variant}
+    strengths = {
+        layer: tuple(
+            Strength(norm=2.0 - 0.3 * place, distance=0.4 + 0.01 * layer, shared=0.5 / (1 + place))
+            for place in range(len(labels))
+        )
+        for layer in range(layers)
+    }
+    return Inspection(
+        checkpoint="invented/model",
+        modulator=config,
+        depth=layers,
+        vocab_size=VOCAB,
+        width=64,
+        scales={layer: Scale(mean=1 - 0.05 * layer, abs_mean=1.0, std=0.1) for layer in range(layers)},
+        bands=tuple(Band(label=label, tokens=10, share=0.25 if measured else None) for label in labels),
+        strengths=strengths,
+        training=Training(source="an invented state", never_tokens=17, never_rows=0.2),
+        near=tuple(
+            Near(token=f"␣{i}", near=tuple((f"<{j}>", 0.9 - 0.1 * j) for j in range(4))) for i in range(3)
+        ),
+        measured=_measured(variant, layers, len(labels)) if measured else None,
+    )
+
+
+def _measured(variant: str, layers: int, bands: int) -> Measured:
+    load = LayerLoad(
+        shares=(0.4, 0.3, 0.2, 0.1), effective=3.6, weighing=1.9,
+        by_band=((0.4, 0.3, 0.2, 0.1),) * (bands - 1) + (None,),
+        effective_by_band=(3.6,) * (bands - 1) + (None,),
+    )  # fmt: skip
+    rows = tuple(
+        Row(token=f"<i{i}>", count=9 - i, first=0.1 * i - 0.2, path=1.0 + i, real=1.5 * i) for i in range(6)
+    )
+    settings = ["as trained", "without rows", *(["without 1/√(2N)"] if variant == "mort" else [])]
+    return Measured(
+        store="invented/store", looked_tokens=8000, measured_tokens=8192, loss=4.5, without_all=2.25,
+        without_layer={layer: 0.1 + 0.05 * layer for layer in range(layers)},
+        without_band=(0.5, 0.4, 0.3, 0.0),
+        hidden_std={name: {d: 0.3 * d for d in range(layers + 1)} for name in settings},
+        loads=dict.fromkeys(range(layers), load) if variant == "mort" else {},
+        first_total=0.01, path_total=2.2, checked=rows, first_rank=0.21, path_rank=0.93, worth_most=rows,
+        pruning=Pruning(
+            shares=(1.0, 0.9, 0.75, 0.5, 0.0),
+            increases={name: (0.0, 0.01, 0.1, 0.4, 2.25) for name in ("importance", "frequency", "random")},
+            allowed=((0.001, 31, 0.0009), (0.01, 66, 0.0098)),
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def invented_look() -> Callable[..., Inspection]:
+    """An invented inspection; options of `invented_inspection`."""
+    return invented_inspection

@@ -7,10 +7,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from retoken.compare.folder import CompareFolder
+from retoken.compare.folder import CompareFolder, RunKey
+from retoken.inspect import Inspection
+from retoken.report import inspection
 from retoken.report.page import render, write_report
 
 Invented = Callable[..., CompareFolder]
+Look = Callable[..., Inspection]
 VOID = {"meta", "br", "link", "img", "hr", "input", "path", "use"}
 
 
@@ -52,7 +55,19 @@ def page(invented_once: CompareFolder) -> str:
     return render(invented_once.load())
 
 
-def test_it_is_one_file_that_loads_nothing(page: str) -> None:
+@pytest.fixture(scope="module", params=["compare", "retoken", "mort", "bare"])
+def any_page(request: pytest.FixtureRequest, invented_once: CompareFolder, invented_look: Look) -> str:
+    """The page of a comparison, or of an inspection with and without losses."""
+    if request.param == "compare":
+        return render(invented_once.load())
+    bare = request.param == "bare"
+    found = invented_look("retoken" if bare else request.param, measured=not bare)
+    run = None if bare else invented_once.run(RunKey(request.param, 0))
+    return inspection.render(found, run, "retoken inspect invented")
+
+
+def test_it_is_one_file_that_loads_nothing(any_page: str) -> None:
+    page = any_page
     read = Reader(page)
     assert read.open == []
     assert not {"script", "link", "img", "iframe", "object"} & set(read.tags)
@@ -63,14 +78,16 @@ def test_it_is_one_file_that_loads_nothing(page: str) -> None:
     assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= namespaces
 
 
-def test_ids_are_unique_and_references_resolve(page: str) -> None:
+def test_ids_are_unique_and_references_resolve(any_page: str) -> None:
+    page = any_page
     read = Reader(page)
     assert len(read.ids) == len(set(read.ids))
     used = {target[1:] for target in [*read.loads, *re.findall(r"url\(([^)]*)\)", page)]}
     assert used and used <= set(read.ids)
 
 
-def test_every_colour_is_a_variable_that_both_themes_define(page: str) -> None:
+def test_every_colour_is_a_variable_that_both_themes_define(any_page: str) -> None:
+    page = any_page
     style, body = page.split("</style>", 1)
     assert not re.findall(r"#[0-9a-f]{6}\b", body)
     used = set(re.findall(r"var\(--([\w-]+)\)", page)) - {"c", "p"}
@@ -81,11 +98,25 @@ def test_every_colour_is_a_variable_that_both_themes_define(page: str) -> None:
         assert used - fonts <= set(re.findall(r"--([\w-]+):", theme))
 
 
-def test_every_picture_says_what_it_shows(page: str) -> None:
-    labels = Reader(page).labels
-    assert len(labels) == page.count("<svg ") >= 15
+def test_every_picture_says_what_it_shows(any_page: str) -> None:
+    labels = Reader(any_page).labels
+    assert len(labels) == any_page.count("<svg ") >= (15 if "retoken compare" in any_page else 4)
     assert all(len(label) > 40 for label in labels)
     assert len(set(labels)) == len(labels)
+
+
+def test_an_inspection_shows_what_was_found_and_no_more(invented_look: Look) -> None:
+    mort, retoken, bare = (
+        inspection.render(invented_look(variant, measured=measured), None, "retoken inspect x")
+        for variant, measured in (("mort", True), ("retoken", True), ("retoken", False))
+    )
+    assert "loses 2.25 nats per token; without those of layer 4 alone 0.30" in mort
+    assert "Rank correlation 0.21 to first order, 0.93 along the path" in mort
+    assert "the rows of 31 tokens (5.2 %) may go" in mort and "17 of 600 tokens" in mort
+    assert 'id="load"' in mort and "without 1/√(2N)" in mort
+    assert 'id="load"' not in retoken and 'id="matter"' in retoken
+    assert 'id="matter"' not in bare and 'id="near"' in bare and "no loss was measured" in bare
+    assert "&lt;i0&gt;" in mort and "<i0>" not in mort  # a token's text is not markup
 
 
 FIGURES = (

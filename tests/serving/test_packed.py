@@ -76,9 +76,9 @@ def test_foreign_files_are_refused(packed, tmp_path):
 
 
 def test_a_newer_format_is_refused(packed, tmp_path):
-    newer = packed.read_bytes().replace(b'"format_version":"1"', b'"format_version":"2"', 1)
+    newer = packed.read_bytes().replace(b'"format_version":"1"', b'"format_version":"3"', 1)
     (tmp_path / "newer").write_bytes(newer)
-    with pytest.raises(CheckpointError, match="format_version is 2; accepted: 1"):
+    with pytest.raises(CheckpointError, match="format_version is 3; accepted: 1, 2"):
         PackedFile(tmp_path / "newer")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from retoken.cli.options import as_json
 from retoken.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from retoken.checkpoint.export import Exported
-    from retoken.data.tokens import TokenStore
+    from retoken.cli.export_prune import Pruned
     from retoken.eval.rowtypes import RowCost
     from retoken.serving.artifact import Artifact
 
@@ -47,13 +50,20 @@ class Export:
     fold: bool = False
     """Work scale and norm into the rows (Eq. 8)."""
     rows: Literal["", "float32", "bfloat16", "int8", "float8_e4m3"] = ""
-    """Row type of the packed file; empty: as they are with --fold, int8 where only the loss is asked for."""
+    """Row type of the packed file; empty: as they are with --fold or --prune, int8 where only the loss is
+    asked for."""
+    prune: float | None = None
+    """Share of the tokens whose rows are left out, those worth least first: 0.5 leaves out half. Such tokens
+    are not modulated any more. Needs a store."""
+    prune_loss: float | None = None
+    """Leave out as many tokens' rows as cost at most so many nats per held-out token, in place of --prune."""
     data: Path | None = None
     """Token store to measure the loss of each row type on; else the run's own, where it is there."""
     loss: Literal["auto", "on", "off"] = "auto"
     """Whether to measure it; "auto": of packed rows, where there is a store."""
     eval_tokens: int = 65536
-    """Held-out tokens to measure it on; 0: all."""
+    """Held-out tokens to measure it on; 0: all. With --prune half of them say which rows are worth least, and
+    the loss is measured on the others."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to measure it; "auto": a GPU where there is one."""
     threads: int = 0
@@ -78,7 +88,12 @@ class Export:
     @property
     def _packs(self) -> bool:
         """Whether rows go into a file of their own."""
-        return self.fold or self.rows != "" or self.data is not None or self.loss == "on"
+        return self.fold or self.rows != "" or self.data is not None or self.loss == "on" or self._prunes
+
+    @property
+    def _prunes(self) -> bool:
+        """Whether rows are left out."""
+        return self.prune is not None or self.prune_loss is not None
 
     def _pack(self) -> None:
         from retoken.eval.loading import tokenizer_for
@@ -88,29 +103,47 @@ class Export:
         _refuse_bare(source)
         tokenizer = tokenizer_for(source)
         store = self._store(source, tokenizer)
-        rows = self.rows or (None if self.fold else DEFAULT_ROWS)
+        rows = self.rows or (None if self.fold or self._prunes else DEFAULT_ROWS)
 
         def beside(folder: Path) -> None:
             if tokenizer is not None and not any(folder.glob("tokenizer*")):
                 tokenizer.save_pretrained(folder)
 
+        def write(folder: Path, bar: Bars, kept: Tensor | None = None) -> Artifact:
+            options: dict[str, Any] = {"fold": self.fold, "rows": rows, "kept": kept, "beside": beside}
+            return write_artifact(folder, self.out, **options, on_progress=bar("rows"))
+
         with bars() as bar, _as_folder(source, self.out, bar) as folder:
-            made = write_artifact(
-                folder, self.out, fold=self.fold, rows=rows, beside=beside, on_progress=bar("rows")
-            )
-            costs = self._costs(source, folder, store, made, tokenizer, bar) if store else []
-        self._show_packed(source, made, costs, tokenizer is not None)
+            if self._prunes and store is not None:
+                made, pruned = self._pruned(source, store, lambda kept: write(folder, bar, kept), bar)
+                costs = []
+            else:
+                made, pruned = write(folder, bar), None
+                costs = self._costs(source, folder, store, made, tokenizer, bar) if store else []
+        self._show_packed(source, made, costs, pruned, tokenizer is not None)
+
+    def _pruned(
+        self, source: Path, store: Path, write: Callable[[Tensor], Artifact], bar: Bars
+    ) -> tuple[Artifact, Pruned]:
+        from retoken.cli.export_prune import write_pruned
+        from retoken.train.world import open_world
+
+        options = {"share": self.prune, "allowed": self.prune_loss}
+        with open_world(self.device, self.threads) as world:
+            return write_pruned(source, store, write, world, self.eval_tokens, bar, **options)
 
     def _store(self, source: Path, tokenizer: Any) -> Path | None:
         """The store to measure on; what is wrong with it is told before anything is written."""
         from retoken.data.tokens import TokenStore
+        from retoken.eval.loading import run_of, store_of
         from retoken.eval.material import check_tokenizer
 
         if self.loss == "off":
             return None
-        store = TokenStore.open(self.data) if self.data is not None else _store_of_run(source)
-        if store is None and self.loss == "on":
-            raise ConfigError(f"--loss is on and {source} has no run with its store; accepted: --data STORE")
+        store = TokenStore.open(self.data) if self.data is not None else store_of(run_of(source))
+        if store is None and (self.loss == "on" or self._prunes):
+            given = "rows are to be pruned" if self._prunes else "--loss is on"
+            raise ConfigError(f"{given} and {source} has no run with its store; accepted: --data STORE")
         if store is not None and tokenizer is not None:
             check_tokenizer(str(source), tokenizer, store)
         return None if store is None else store.folder
@@ -133,13 +166,21 @@ class Export:
         with open_world(self.device, self.threads) as world:
             return subject.measure(store, world, made.rows, self.eval_tokens, bar("held-out loss"))
 
-    def _show_packed(self, source: Path, made: Artifact, costs: list[RowCost], with_tokenizer: bool) -> None:
+    def _show_packed(
+        self,
+        source: Path,
+        made: Artifact,
+        costs: list[RowCost],
+        pruned: Pruned | None,
+        with_tokenizer: bool,
+    ) -> None:
         if self.json:
             losses = {"losses": [cost.to_dict() for cost in costs]}
-            found = {"checkpoint": str(source), **made.to_dict(), "tokenizer": with_tokenizer, **losses}
-            print(as_json(found))
+            left_out = {"pruned": None if pruned is None else pruned.to_dict()}
+            found = {"checkpoint": str(source), **made.to_dict(), "tokenizer": with_tokenizer}
+            print(as_json({**found, **losses, **left_out}))
             return
-        print("\n".join(lines_of(made, costs, with_tokenizer)))
+        print("\n".join(lines_of(made, costs, pruned, with_tokenizer)))
 
     def _show(self, done: Exported, with_tokenizer: bool) -> None:
         if self.json:
@@ -164,12 +205,27 @@ class Export:
         for name in ("eval_tokens", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: 0 or more")
+        self._check_prune()
         if self.loss == "off" and self.data is not None:
             raise ConfigError(f"--data is {self.data} and --loss is off; accepted: one of them")
         if self._packs and self.max_shard_size != DEFAULT_SHARD:
             raise ConfigError(
-                f"--max-shard-size is {self.max_shard_size}; accepted without --fold, --rows and --data: "
-                "packed rows are one file"
+                f"--max-shard-size is {self.max_shard_size}; accepted without --fold, --rows, --prune and "
+                "--data: packed rows are one file"
+            )
+
+    def _check_prune(self) -> None:
+        if self.prune is not None and self.prune_loss is not None:
+            raise ConfigError(
+                f"--prune is {self.prune} and --prune-loss is {self.prune_loss}; accepted: one of them"
+            )
+        if self.prune is not None and not 0 < self.prune < 1:
+            raise ConfigError(f"--prune is {self.prune}; accepted: a share above 0 and below 1")
+        if self.prune_loss is not None and not 0 <= self.prune_loss < math.inf:
+            raise ConfigError(f"--prune-loss is {self.prune_loss}; accepted: nats per token, 0 or more")
+        if self._prunes and self.loss == "off":
+            raise ConfigError(
+                "--loss is off and rows are to be pruned; accepted: auto or on, as losses say which"
             )
 
 
@@ -208,19 +264,6 @@ def find_source(path: Path) -> Path:
     return find(path)
 
 
-def _store_of_run(source: Path) -> TokenStore | None:
-    """The store that the run of a checkpoint was trained on; None: no run, or it has moved on since."""
-    from retoken.data.tokens import TokenStore
-    from retoken.errors import DataError
-    from retoken.eval.loading import run_of
-
-    run = run_of(source)
-    try:
-        return TokenStore.open(run.data) if run else None
-    except DataError:
-        return None
-
-
 def _refuse_bare(source: Path) -> None:
     """Refuse a model without token-indexed parameters."""
     from retoken.attach.checkpoint import FIELD
@@ -228,8 +271,8 @@ def _refuse_bare(source: Path) -> None:
 
     if not isinstance(read_json(source / "config.json").get(FIELD), dict):
         raise CheckpointError(
-            f"checkpoint {source} carries no token-indexed parameters; accepted without --fold, --rows "
-            "and --data"
+            f"checkpoint {source} carries no token-indexed parameters; accepted without --fold, "
+            "--rows, --prune and --data"
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from retoken.cli.export_prune import Pruned
     from retoken.eval.rowtypes import RowCost
     from retoken.serving.artifact import Artifact
 
@@ -33,18 +34,29 @@ def bars() -> Iterator[Bars]:
         yield bar
 
 
-def lines_of(made: Artifact, costs: list[RowCost], with_tokenizer: bool) -> list[str]:
+def lines_of(made: Artifact, costs: list[RowCost], pruned: Pruned | None, with_tokenizer: bool) -> list[str]:
     """The artefact in words."""
     folded = "folded, " if made.folded else ""
     lines = [
         f"{made.out}: {folded}rows in {made.rows}, for retoken.load and from_pretrained",
         f"  backbone  {made.backbone_bytes / 1e6:,.1f} MB",
         f"  rows      {made.rows_bytes / 1e6:,.1f} MB, {made.record_bytes:,} bytes for each of "
-        f"{made.tokens:,} tokens",
+        f"{made.kept:,} tokens",
     ]
     if not with_tokenizer:
         lines.append("  without a tokenizer: neither the model's folder nor its data has one")
-    return lines + _table(costs)
+    return lines + (_table(costs) if pruned is None else _pruned(made, pruned))
+
+
+def _pruned(made: Artifact, pruned: Pruned) -> list[str]:
+    """What was left out, and what that costs."""
+    share = 100 * pruned.left_out / made.tokens
+    return [
+        f"  pruned    {pruned.left_out:,} of {made.tokens:,} tokens ({share:.1f} %) are without rows: "
+        f"{pruned.bytes_before / 1e6:,.1f} MB -> {pruned.bytes_after / 1e6:,.1f} MB",
+        f"  held-out loss  {pruned.val_loss_before:.5f} before, {pruned.val_loss_after:.5f} as served "
+        f"({pruned.difference:+.5f}), on {pruned.measured_tokens:,} tokens that did not rank rows",
+    ]
 
 
 def _table(costs: list[RowCost]) -> list[str]:

@@ -34,6 +34,7 @@ VERBS = {
     "generate": Verb("retoken.cli.generate", "Generate", "text from a checkpoint"),
     "serve": Verb("retoken.cli.serve", "Serve", "an OpenAI-compatible server of a checkpoint, on vLLM"),
     "export": Verb("retoken.cli.export", "Export", "a checkpoint -> a model folder, or packed rows"),
+    "inspect": Verb("retoken.cli.inspect", "Inspect", "what a checkpoint's tables learned, as a page"),
     "bench": Verb("retoken.cli.bench", "Bench", "side-by-side timings, ratios first"),
 }
 

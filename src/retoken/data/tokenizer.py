@@ -44,6 +44,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def visible(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text with white space made visible; the tokenizer's own spelling of a part of a character."""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        return tokenizer.id_to_token(token) or f"id {token}"
+    return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE in the manner of GPT-2, its end-of-text token included in `vocab_size`.
 

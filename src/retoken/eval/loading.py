@@ -199,9 +199,16 @@ def _tokenizer_at(where: str) -> PreTrainedTokenizerBase | None:
 
 
 def _tokenizer_of(run: TrainConfig | None) -> PreTrainedTokenizerBase | None:
-    if run is None:
-        return None
+    store = store_of(run)
     try:
-        return TokenStore.open(run.data).tokenizer()
+        return None if store is None else store.tokenizer()
     except DataError:
-        return None  # the store has moved on since; the caller is told where a tokenizer is needed
+        return None  # the caller is told where a tokenizer is needed
+
+
+def store_of(run: TrainConfig | None) -> TokenStore | None:
+    """The store that a run was trained on; None: no run, or the store has moved on since."""
+    try:
+        return TokenStore.open(run.data) if run else None
+    except DataError:
+        return None

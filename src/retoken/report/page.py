@@ -36,6 +36,11 @@ def write_report(folder: CompareFolder, comparison: Comparison) -> Path:
 
 def render(comparison: Comparison) -> str:
     """The page as HTML: one file, nothing loaded from elsewhere."""
+    return pour("page.html", gather(comparison))
+
+
+def pour(template: str, gathered: Mapping[str, Any]) -> str:
+    """A template of this room with everything it names, in the style that all pages share."""
     environment = Environment(
         loader=PackageLoader("retoken.report"),
         autoescape=True,
@@ -45,7 +50,7 @@ def render(comparison: Comparison) -> str:
     )
     environment.globals |= {"title": title, "signed": signed, "w": words, "minus": MINUS}
     environment.filters |= {"signed": signed, "compact": words.compact}
-    return environment.get_template("page.html").render(**gather(comparison), style=_style(environment))
+    return environment.get_template(template).render(**gathered, style=_style(environment))
 
 
 def _style(environment: Environment) -> Markup:

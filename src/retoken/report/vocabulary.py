@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from retoken.compare.runs import Run
+from retoken.data.tokenizer import visible
 
 
 def decoder(runs: Sequence[Run]) -> Callable[[int], str] | None:
@@ -13,13 +14,4 @@ def decoder(runs: Sequence[Run]) -> Callable[[int], str] | None:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
-
-    def decode(token: int) -> str:
-        text = tokenizer.decode([token], skip_special_tokens=False)
-        if (
-            not text or "\N{REPLACEMENT CHARACTER}" in text
-        ):  # a part of a character: show the tokenizer's own spelling
-            return tokenizer.id_to_token(token) or f"id {token}"
-        return text.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥")
-
-    return decode
+    return lambda token: visible(tokenizer, token)

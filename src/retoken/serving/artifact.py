@@ -41,7 +41,9 @@ class Artifact:
     """Row type."""
     folded: bool
     tokens: int
-    """V, the tokens that have a record."""
+    """V."""
+    kept: int
+    """Tokens whose rows are stored; the others', pruned, are zero."""
     record_bytes: int
     """Bytes of a token's record."""
     rows_bytes: int
@@ -85,6 +87,7 @@ def write_artifact(
     *,
     fold: bool = False,
     rows: str | None = None,
+    kept: Tensor | None = None,
     beside: Callable[[Path], Any] = lambda folder: None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Artifact:
@@ -95,6 +98,7 @@ def write_artifact(
         out: the folder to make.
         fold: fold rows as they pass (Eq. 8).
         rows: float32, bfloat16, int8 or float8_e4m3; None: the type that keeps them as they are.
+        kept: [V] bool: tokens whose rows are stored; None: all.
         beside: puts more into the folder before it takes its name.
         on_progress: told of each block of rows.
 
@@ -106,7 +110,7 @@ def write_artifact(
     reader = source_of(folder, fold)
     rows = rows or kept_as(FolderReader(folder).block(0, 1))
     with writing(out), atomic_folder(out) as partial:
-        rows_bytes = pack(_Watched(reader, on_progress), partial / NAME, rows)
+        rows_bytes = pack(_Watched(reader, on_progress), partial / NAME, rows, kept)
         packed = PackedFile(partial / NAME)
         size = _write_weights(folder, partial / SAFE_WEIGHTS_NAME, reader)
         _write_config(folder, partial, packed)
@@ -119,6 +123,7 @@ def write_artifact(
         rows=rows,
         folded=packed.layout.folded,
         tokens=packed.layout.vocab_size,
+        kept=packed.layout.vocab_size if kept is None else int(kept.sum()),
         record_bytes=packed.layout.record_bytes,
         rows_bytes=rows_bytes,
         backbone_bytes=size,

@@ -8,7 +8,7 @@ import mmap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from retoken.errors import CheckpointError
 from retoken.ops import fused
 from retoken.ops.row_update.threads import divide
 from retoken.serving.layout import CHECK_SEED, RecordLayout
+from retoken.serving.pruned import NUMBERS, PRUNED_VERSION, PrunedReader, numbered, padded
 from retoken.serving.reader import FolderReader, RowReader, layout_of
 
 FORMAT = "retoken.rows"
@@ -49,20 +50,29 @@ def sampled(vocab_size: int) -> Tensor:
     return torch.linspace(0, vocab_size - 1, count, dtype=torch.float64).long().unique()
 
 
-def fingerprint(layout: RecordLayout, gather: Gather) -> str:
-    """Hex digest of the layout and of records spread over the vocabulary: which model's rows these are."""
+def fingerprint(layout: RecordLayout, gather: Gather, number_V: Tensor | None = None) -> str:
+    """Hex digest of the layout and of records spread over the vocabulary: which model's rows these are.
+
+    Of pruned rows, also of each token's number.
+    """
     digest = hashlib.sha256(json.dumps(layout.to_dict(), sort_keys=True).encode())
     digest.update(gather(sampled(layout.vocab_size)).contiguous().numpy().tobytes())
+    if number_V is not None:
+        digest.update(number_V.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-def pack(source: RowReader | str | Path, path: str | Path, rows: str | None = None) -> int:
+def pack(
+    source: RowReader | str | Path, path: str | Path, rows: str | None = None, kept: Tensor | None = None
+) -> int:
     """Write a packed file, block by block, atomically.
 
     Args:
         source: a model folder, or what reads rows.
         path: the file to write.
         rows: float32, bfloat16, int8 or float8_e4m3; None: the type that keeps rows as they are.
+        kept: [V] bool: tokens whose rows are stored; the others share one record of zero rows, which modulate
+            nothing. None: all, in a file of version 1.
 
     Returns:
         Its size in bytes.
@@ -73,17 +83,44 @@ def pack(source: RowReader | str | Path, path: str | Path, rows: str | None = No
         TrainingError: the disk is full or refuses.
     """
     reader = FolderReader(Path(source)) if isinstance(source, str | Path) else source
+    reader = reader if kept is None else PrunedReader(reader, kept)
     layout, path = layout_of(reader, rows), Path(path)
+    number_V = None if kept is None else numbered(kept, layout.vocab_size)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": str(FORMAT_VERSION if kept is None else PRUNED_VERSION),
         "layout": json.dumps(layout.to_dict(), sort_keys=True),
-        "fingerprint": fingerprint(layout, lambda ids: layout.encode(reader.some(ids))),
+        "fingerprint": fingerprint(layout, lambda ids: layout.encode(reader.some(ids)), number_V),
     }
-    spec = {FORMAT: Spec(torch.uint8, (layout.vocab_size, layout.record_bytes))}
+    records = layout.vocab_size if number_V is None else int(number_V.max()) + 1
+    spec = {FORMAT: Spec(torch.uint8, (records, layout.record_bytes))}
+    parts = {FORMAT: _stored(reader, layout, kept)}
+    if number_V is not None:
+        whole = padded(number_V, mmap.PAGESIZE)
+        spec[NUMBERS], parts[NUMBERS] = Spec(whole.dtype, tuple(whole.shape)), iter([whole])
     with writing(path), atomic_file(path) as partial:
-        parts = (records for _, records in blocks(reader, layout))
-        return write_tensors(partial, spec, lambda name: parts, metadata, mmap.PAGESIZE).bytes
+        return write_tensors(partial, spec, lambda name: parts[name], metadata, mmap.PAGESIZE).bytes
+
+
+def _stored(reader: RowReader, layout: RecordLayout, kept: Tensor | None) -> Iterator[Tensor]:
+    """The records of a file, in its order: of all tokens, or a zero one and those that are kept."""
+    if kept is not None:
+        shape = (1, layout.rows_per_layer, layout.width)
+        yield layout.encode({layer: torch.zeros(shape) for layer in layout.layers})
+    for start, records in blocks(reader, layout):
+        yield records if kept is None else records[kept[start : start + len(records)]]
+
+
+class _Described(NamedTuple):
+    """What a packed file says of itself."""
+
+    layout: RecordLayout
+    fingerprint: str
+    start: int
+    """Of its first record."""
+    records: int
+    numbers_at: int | None
+    """Where its tokens' numbers start; None: a record is numbered by its token."""
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:
@@ -101,22 +138,26 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
         raise CheckpointError(f"{path}: not a packed file ({error}); accepted: what pack wrote") from None
 
 
-def _described(path: Path) -> tuple[RecordLayout, str, int]:
-    """Layout, fingerprint and first record's place of a packed file; refuses what is none."""
+def _described(path: Path) -> _Described:
+    """What a packed file says of itself; refuses what is none."""
     header, start, size = _header(path)
     meta = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     if meta.get("format") != FORMAT or FORMAT not in header:
         raise CheckpointError(f"{path}: format is {meta.get('format')!r}; accepted: {FORMAT!r}")
-    if meta.get("format_version") != str(FORMAT_VERSION):
-        found = meta.get("format_version")
-        raise CheckpointError(f"{path}: format_version is {found}; accepted: {FORMAT_VERSION}")
+    found, versions = meta.get("format_version"), (str(FORMAT_VERSION), str(PRUNED_VERSION))
+    if found not in versions:
+        raise CheckpointError(f"{path}: format_version is {found}; accepted: {', '.join(versions)}")
     try:
         layout, digest = RecordLayout.from_dict(json.loads(meta["layout"])), str(meta["fingerprint"])
+        records, wanted, first = layout.vocab_size, layout.bytes, 0
+        if found == str(PRUNED_VERSION):
+            records, first = int(header[FORMAT]["shape"][0]), 4 * int(header[NUMBERS]["shape"][0])
+            wanted = first + records * layout.record_bytes
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its layout is broken ({error})") from None
-    if size != start + layout.bytes:
-        raise CheckpointError(f"{path}: {size} bytes; expected {start + layout.bytes}: truncated or changed")
-    return layout, digest, start
+    if size != start + wanted:
+        raise CheckpointError(f"{path}: {size} bytes; expected {start + wanted}: truncated or changed")
+    return _Described(layout, digest, start + first, records, start if first else None)
 
 
 class PackedFile:
@@ -129,20 +170,47 @@ class PackedFile:
             CheckpointError: missing, truncated, foreign, or changed since it was written.
         """
         self.path, self.resident_bytes = Path(path), resident_bytes
-        self.layout, self.fingerprint, self._start = _described(self.path)
+        self.layout, self.fingerprint, self._start, count, numbers_at = _described(self.path)
         with self.path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)
         flat = np.frombuffer(self._map, dtype=np.uint8, offset=self._start)
-        self._records = flat.reshape(self.layout.vocab_size, self.layout.record_bytes)
+        self._records = flat.reshape(count, self.layout.record_bytes)
+        self.number_V: Tensor | None = None
+        """[V] int64: which record each token has; None: the one of its own number. 0 holds zero rows."""
+        if numbers_at is not None:
+            self.number_V = self._numbers(numbers_at, count)
         self._touched = 0
         self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
-        if fingerprint(self.layout, self.gather) != self.fingerprint:
+        written = None if self.number_V is None else self.number_V.to(torch.int32)
+        if fingerprint(self.layout, self.of_tokens, written) != self.fingerprint:
             raise CheckpointError(f"{self.path}: its records do not fit its fingerprint: changed")
 
     def __deepcopy__(self, memo: Any) -> PackedFile:
         """A copy of a model reads the same file."""
         return self
+
+    def _numbers(self, start: int, count: int) -> Tensor:
+        found = np.frombuffer(self._map, dtype="<i4", count=self.layout.vocab_size, offset=start)
+        if found.min() < 0 or found.max() >= count:
+            raise CheckpointError(
+                f"{self.path}: tokens have records {found.min()}..{found.max()}; accepted: 0..{count - 1}"
+            )
+        return torch.from_numpy(found.astype(np.int64))
+
+    @property
+    def count_of_records(self) -> int:
+        """Records there are: V, or of pruned rows one more than there are tokens with rows."""
+        return len(self._records)
+
+    @property
+    def kept(self) -> Tensor | None:
+        """[V] bool: tokens whose rows are stored; None: all."""
+        return None if self.number_V is None else self.number_V > 0
+
+    def of_tokens(self, ids: Tensor) -> Tensor:
+        """Records [R, record_bytes] of token ids [R], as `gather`."""
+        return self.gather(ids if self.number_V is None else self.number_V[ids])
 
     @property
     def address(self) -> int:
@@ -150,7 +218,7 @@ class PackedFile:
         return self._records.ctypes.data
 
     def gather(self, ids: Tensor) -> Tensor:
-        """Records [R, record_bytes] of token ids [R] on the host; each is checked.
+        """Records [R, record_bytes] by their numbers [R] on the host; each is checked.
 
         Raises:
             CheckpointError: a record has changed since it was written.
@@ -163,12 +231,12 @@ class PackedFile:
         return records
 
     def ask(self, ids: Tensor) -> None:
-        """Have the records of ids [R], contiguous, read; nobody waits."""
+        """Have the records numbered ids [R], contiguous, read; nobody waits."""
         where = (self.address, ids.data_ptr(), self.layout.record_bytes)
         fused.kernels().ask(*where, mmap.PAGESIZE, 0, len(ids))
 
     def check(self, ids: Tensor) -> None:
-        """Look whether the records of ids [R], contiguous, are as they were written.
+        """Look whether the records numbered ids [R], contiguous, are as they were written.
 
         Raises:
             CheckpointError: one is not.
@@ -178,15 +246,19 @@ class PackedFile:
         def some(start: int, stop: int) -> None:
             wrong = fused.kernels().first_changed(*where, start, stop)
             if wrong >= 0:
-                raise CheckpointError(
-                    f"{self.path}: the record of token {int(ids[wrong])} was changed after it was written"
-                )
+                whose = self._whose(int(ids[wrong]))
+                raise CheckpointError(f"{self.path}: the record of {whose} was changed after it was written")
 
         least = -(-CHECK_BYTES // self.layout.record_bytes)
         if len(ids) < 2 * least:
             some(0, len(ids))
         else:
             divide([(len(ids), least, some)], torch.get_num_threads())
+
+    def _whose(self, number: int) -> str:
+        if self.number_V is None:
+            return f"token {number}"
+        return f"token {int((self.number_V == number).nonzero()[0])}" if number else "tokens without rows"
 
     def count(self, records: int, layers: int) -> None:
         """Some layers' rows of so many records have been read; drop this process's pages beyond the bound."""
@@ -200,7 +272,7 @@ class PackedFile:
         self._touched = 0
 
     def records(self) -> Tensor:
-        """All records, [V, record_bytes], unchecked and read only: reading one reads the file."""
+        """All records, by number, unchecked and read only: reading one reads the file."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns that writing would be an error
             return torch.from_numpy(self._records)

@@ -21,6 +21,7 @@ from retoken.serving.direct import Gatherer
 from retoken.serving.layout import RecordLayout
 from retoken.serving.neighbours import ALONE, Neighbours
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
+from retoken.serving.pruned import PrunedReader
 from retoken.serving.reader import FolderReader, RowReader, TensorReader, layout_of
 from retoken.serving.shelf import Prefetch
 from retoken.serving.source import PlacedRows, PlacedTable
@@ -118,18 +119,26 @@ class Asked:
                 'path is None; accepted with tables="disk": the packed file to serve or to write'
             )
 
-    def homes(self, layout: RecordLayout) -> Homes:
+    def homes(self, layout: RecordLayout, number_V: Tensor | None = None) -> Homes:
         """Which token's record lives where.
+
+        Args:
+            layout: of the records.
+            number_V: [V] the record of each token, where rows are pruned.
 
         Raises:
             ConfigError: they do not fit.
             DataError: counts that are none.
         """
-        return assign(layout, self.tables, self.budget, read_counts(self.counts, layout.vocab_size))
+        counts = read_counts(self.counts, layout.vocab_size)
+        return assign(layout, self.tables, self.budget, counts, number_V)
 
-    def check_folder(self) -> FolderReader | None:
-        """The model folder that fetched rows are compared with, if one was named."""
-        return None if isinstance(self.verify, bool) else FolderReader(self.verify)
+    def check_folder(self, kept_V: Tensor | None = None) -> RowReader | None:
+        """The model folder that fetched rows are compared with, if one was named; as if it was pruned so."""
+        if isinstance(self.verify, bool):
+            return None
+        reader = FolderReader(self.verify)
+        return reader if kept_V is None else PrunedReader(reader, kept_V)
 
 
 class Seat(NamedTuple):
@@ -209,8 +218,8 @@ def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
 
 def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
     """Let a model read its rows out of a packed file, or out of memory that is filled from it."""
-    homes = asked.homes(packed.layout)
-    stored, check = _stored(packed), asked.check_folder()
+    homes = asked.homes(packed.layout, packed.number_V)
+    stored, check = _stored(packed), asked.check_folder(packed.kept)
     return _move(seat, packed.layout, homes, packed, stored, check, asked)
 
 
@@ -243,6 +252,10 @@ def _packed(reader: RowReader, path: Path, rows: str | None, neighbours: Neighbo
     """The packed file at `path`, of this model's rows."""
     neighbours.first(lambda: None if path.exists() else pack(reader, path, rows))
     packed = PackedFile(path)
+    if packed.number_V is not None:
+        raise CheckpointError(
+            f"{path}: holds the rows of some tokens only; accepted: retoken.load of the folder it lies in"
+        )
     own = layout_of(reader, packed.layout.rows)
     if rows is not None and rows != packed.layout.rows:
         raise CheckpointError(f"{path}: rows are {packed.layout.rows}; asked for: {rows}")
@@ -291,9 +304,11 @@ def _build_tiers(
             assert packed is not None
             tiers[name] = packed
         elif name == "host":
-            tiers[name] = MemoryTier.on_host(max(homes.count(name), 1), layout.record_bytes, seat.neighbours)
+            tiers[name] = MemoryTier.on_host(
+                max(homes.records(name), 1), layout.record_bytes, seat.neighbours
+            )
         else:
-            tiers[name] = MemoryTier.on_device(homes.count(name), layout.record_bytes, seat.device)
+            tiers[name] = MemoryTier.on_device(homes.records(name), layout.record_bytes, seat.device)
     return tiers
 
 
@@ -311,4 +326,4 @@ def _fill(
 def _stored(packed: PackedFile) -> Iterator[tuple[int, Tensor]]:
     step = max(BLOCK_BYTES // packed.layout.record_bytes, 1)
     for start in range(0, packed.layout.vocab_size, step):
-        yield start, packed.gather(torch.arange(start, min(start + step, packed.layout.vocab_size)))
+        yield start, packed.of_tokens(torch.arange(start, min(start + step, packed.layout.vocab_size)))

@@ -26,7 +26,7 @@ class Wanted(NamedTuple):
     slots: Tensor
     """[T] int64: what the kernels find a record by."""
     from_file: Tensor
-    """[F] int64: ids of those that are read from the file."""
+    """[F] int64: numbers of those that are read from the file."""
     files: int
     """F."""
 
@@ -52,6 +52,7 @@ class Shelf:
         self._disk_V: Tensor | None = None
         if len(tiers) > 1 and self.disk is not None:
             self._disk_V = homes.tier_V == homes.names.index("disk")
+        self._number_V: Tensor | None = None if self.disk is None else self.disk.number_V
         self._parts = {layer: self._part(number) for number, layer in enumerate(layout.layers)}
         self._last = layout.layers[-1]
         self._chosen = prefetch == "chosen" and self.disk is not None and layout.rows_per_token is not None
@@ -71,6 +72,7 @@ class Shelf:
         if self.disk is None:
             return Wanted(slots, flat[:0], 0)
         from_file = flat if self._disk_V is None else flat[self._disk_V[flat]]
+        from_file = from_file if self._number_V is None else self._number_V[from_file]
         return Wanted(slots, from_file, len(from_file))
 
     def begin(self, wanted: Wanted) -> None:

@@ -135,7 +135,7 @@ class PlacedRows:
         if device.type == "cpu":
             self.shelf = Shelf(layout, homes, self._tiers, prefetch)
         elif "device" not in homes.names:
-            direct = gather == "device" and homes.names == ("host",)
+            direct = gather == "device" and homes.names == ("host",) and not self.shared
             found = device_stage(layout, tiers["host"].records, device) if direct else None  # pyright: ignore
             self.stage = found or Stage(layout, self._on_host, device)
 
@@ -184,9 +184,15 @@ class PlacedRows:
         return records
 
     @property
+    def shared(self) -> bool:
+        """Whether tokens share a record, as those without rows do."""
+        return sum(map(self.homes.records, self.homes.names)) < self.layout.vocab_size
+
+    @property
     def replaceable(self) -> bool:
-        """Whether all records are in memory, and not compared with others."""
-        return self.check is None and all(isinstance(tier, MemoryTier) for tier in self._tiers)
+        """Whether all records are in memory, each of one token, and not compared with others."""
+        in_memory = all(isinstance(tier, MemoryTier) for tier in self._tiers)
+        return self.check is None and in_memory and not self.shared
 
     @torch.no_grad()
     def replace(self, layer: int, rows: Tensor) -> None:
@@ -201,8 +207,8 @@ class PlacedRows:
         shape = (self.layout.vocab_size, *own, self.layout.width)
         if not self.replaceable:
             raise CheckpointError(
-                f"rows of layer {layer} are read from a file, or compared with one, and cannot be replaced; "
-                'accepted: tables="host" or "device", without verify'
+                f"rows of layer {layer} are read from a file, or compared with one, or pruned, and cannot be "
+                'replaced; accepted: tables="host" or "device" of all rows, without verify'
             )
         if tuple(rows.shape) != shape:
             raise CheckpointError(f"rows of layer {layer} are {list(rows.shape)}; accepted: {list(shape)}")

@@ -99,7 +99,7 @@ class TierUse:
     tokens: int
     """Tokens whose records are read from it."""
     bytes: int
-    """What it takes: on disk the whole file's records, for every token has one there."""
+    """What it takes: on disk all records of the file, for every token has one there."""
 
 
 class Homes(NamedTuple):
@@ -110,16 +110,25 @@ class Homes(NamedTuple):
     tier_V: Tensor
     """[V] index into `names`."""
     slot_V: Tensor
-    """[V] the record's number in its tier; on disk the token's id."""
+    """[V] the record's number in its tier; on disk in the file. Tokens without rows share one."""
+    on_disk: int
+    """Records of the file, whether or not they are read from it."""
 
     def count(self, name: str) -> int:
         """Tokens in a tier."""
         return int((self.tier_V == self.names.index(name)).sum())
 
+    def records(self, name: str) -> int:
+        """Records in a tier."""
+        if name == "disk":
+            return self.on_disk
+        here = self.slot_V[self.tier_V == self.names.index(name)]
+        return int(here.max()) + 1 if len(here) else 0
+
     def uses(self, layout: RecordLayout) -> tuple[TierUse, ...]:
         """What each tier holds."""
         tokens = {name: self.count(name) for name in self.names}
-        stored = {name: layout.vocab_size if name == "disk" else n for name, n in tokens.items()}
+        stored = {name: self.records(name) for name in self.names}
         return tuple(
             TierUse(name=name, tokens=tokens[name], bytes=stored[name] * layout.record_bytes)
             for name in self.names
@@ -146,8 +155,20 @@ def check_request(tables: str, budget: Any) -> dict[str, int]:
     return dict(budget)
 
 
-def assign(layout: RecordLayout, tables: str, budget: Mapping[str, int], counts: Tensor | None) -> Homes:
+def assign(
+    layout: RecordLayout,
+    tables: str,
+    budget: Mapping[str, int],
+    counts: Tensor | None,
+    number_V: Tensor | None = None,
+) -> Homes:
     """The most frequent tokens in the fastest tier that has room; the rest in `tables`.
+
+    Args:
+        layout: of the records.
+        tables, budget: as checked by `check_request`.
+        counts: [V] how often each token occurs.
+        number_V: [V] the record of each token, as a pruned file has them; None: one of its own each.
 
     Raises:
         ConfigError: it does not fit, or no counts say which tokens are frequent.
@@ -155,21 +176,31 @@ def assign(layout: RecordLayout, tables: str, budget: Mapping[str, int], counts:
     above = [name for name in TIERS[: TIERS.index(tables)] if budget.get(name, 0) >= layout.record_bytes]
     if above and counts is None:
         raise ConfigError("counts is None; accepted with a budget for several tiers: each token's frequency")
-    order = torch.arange(layout.vocab_size)
+    records = layout.vocab_size if number_V is None else int(number_V.max()) + 1
+    order = torch.arange(records)
     if above and counts is not None:
-        order = counts.argsort(descending=True, stable=True)
+        order = _by_record(counts, number_V, records).argsort(descending=True, stable=True)
     names = (*above, tables)
-    tier_V, slot_V = torch.zeros_like(order), torch.zeros_like(order)
+    tier_R, slot_R = torch.zeros_like(order), torch.zeros_like(order)
     first = 0
     for number, name in enumerate(names):
-        room = layout.vocab_size if name == tables else budget[name] // layout.record_bytes
+        room = records if name == tables else budget[name] // layout.record_bytes
         taken = order[first : first + room]
-        tier_V[taken] = number
-        slot_V[taken] = taken if name == "disk" else torch.arange(len(taken))
+        tier_R[taken] = number
+        slot_R[taken] = taken if name == "disk" else torch.arange(len(taken))
         first += len(taken)
-    homes = Homes(names, tier_V, slot_V)
+    if number_V is not None:
+        tier_R, slot_R = tier_R[number_V], slot_R[number_V]
+    homes = Homes(names, tier_R, slot_R, records)
     _check_fits(homes, layout, tables, budget)
     return homes
+
+
+def _by_record(count_V: Tensor, number_V: Tensor | None, records: int) -> Tensor:
+    """How often each record is read."""
+    if number_V is None:
+        return count_V
+    return torch.zeros(records, dtype=count_V.dtype).index_add_(0, number_V, count_V)
 
 
 def _check_fits(homes: Homes, layout: RecordLayout, tables: str, budget: Mapping[str, int]) -> None:

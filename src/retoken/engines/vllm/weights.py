@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retoken.errors import CheckpointError
 from retoken.serving.packed import FORMAT, sampled
+from retoken.serving.pruned import NUMBERS
 from retoken.serving.reader import TABLE
 from retoken.serving.source import PlacedRows
 
@@ -46,7 +47,7 @@ class Incoming:
                 yield name, tensor
 
     def _take(self, name: str, tensor: Tensor) -> None:
-        if name == FORMAT:  # the packed file lies beside the model's, and is served from there
+        if name in (FORMAT, NUMBERS):  # the packed file lies beside the model's, and is served from there
             self.packed = True
             return
         if self.placed and TABLE.fullmatch(name):
