@@ -6,23 +6,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
-"""2**64 over the golden ratio, odd, as a signed number: Knuth's multiplicative hashing."""
-MASK = (1 << 63) - 1
-SHIFT = 29
+BITS = 31
+MASK = (1 << BITS) - 1
+MULTIPLIER = 0x5851F42D
+"""Odd and below 2**31, so that no product leaves an int64: what overflow gives is a compiler's choice."""
 
 
 def ngram_hash(ids: Tensor, mask: Tensor | None, order: int, salt: int = 0) -> Tensor:
-    """A number from 0 to 2**63 - 1 of the current token and the order - 1 before it, [B, S] int64.
+    """A number from 0 to 2**31 - 1 of the current token and the order - 1 before it, [B, S] int64.
 
-    h = salt, then for j = 0 .. order - 1: h = (h xor (x_{t-j} + 1)) * M mod 2**64, h = h xor (h >> 29). Where
-    there is no token, at the start or at padding, x + 1 is 0, and so it is for all tokens before that.
+    h = salt, then for j = 0 .. order - 1: h = (h xor (x_{t-j} + 1)) * M, and h = (h >> 31) xor (h mod 2**31):
+    multiplicative hashing, its upper half folded onto the lower. Where there is no token, at the start or at
+    padding, x + 1 is 0, and so it is for all tokens before that.
 
     Args:
-        ids: [B, S] token ids.
+        ids: [B, S] token ids, below 2**31 - 1.
         mask: [B, S], false where ids are padding; None: none are.
         order: n.
-        salt: another number, another hash.
+        salt: another number from 0 to 2**31 - 1, another hash.
     """
     present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
     token = (ids.long() + 1) * present
@@ -32,6 +33,6 @@ def ngram_hash(ids: Tensor, mask: Tensor | None, order: int, salt: int = 0) -> T
             token = F.pad(token, (1, 0))[:, :-1]
             present = F.pad(present, (1, 0))[:, :-1] & present
             token = token * present
-        hashed = (hashed ^ token) * MULTIPLIER
-        hashed = hashed ^ ((hashed >> SHIFT) & (MASK >> (SHIFT - 1)))
-    return hashed & MASK
+        product = (hashed ^ token) * MULTIPLIER
+        hashed = (product >> BITS) ^ (product & MASK)
+    return hashed
