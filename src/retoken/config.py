@@ -10,7 +10,7 @@ from retoken.errors import ConfigError
 
 FORMAT_VERSION = 1
 Norm = Literal["rms", "l2"]
-Index = Literal["token", "bigram"]
+Index = Literal["token", "bigram", "token_bigram"]
 RouterInput = Literal["post_attention", "block_input"]
 
 
@@ -132,9 +132,10 @@ class IndexedConfig(TableConfig):
     eps: float = 1e-6
     """Added to the row's L2 norm, so that a zero row stays zero instead of dividing by zero."""
     index: Index = "token"
-    """Whose row a position reads: the current token's, or that of a hash of it and the token before it."""
+    """Whose row a position reads: the current token's, that of a hash of it and the token before it, or the
+    sum of both."""
     index_size: float = 1.0
-    """Rows of a table of hashed bigrams over the vocabulary's size. Different bigrams may share a row."""
+    """Rows for hashed bigrams over the vocabulary's size. Different bigrams may share a row."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,8 +152,9 @@ class IndexedConfig(TableConfig):
         return self.index == "token"
 
     def table_rows(self, vocab_size: int) -> int:
-        """The vocabulary's, or `index_size` times as many."""
-        return max(1, round(self.index_size * vocab_size))
+        """The vocabulary's, or `index_size` times as many, or both together."""
+        hashed = max(1, round(self.index_size * vocab_size))
+        return vocab_size + hashed if self.index == "token_bigram" else hashed
 
     def to_dict(self) -> dict[str, Any]:
         """As the base; without the index where it is the token, so that earlier versions read it."""

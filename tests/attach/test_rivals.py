@@ -44,11 +44,15 @@ BY_BIGRAM = [
     retoken.ReTokenConfig(index="bigram", index_size=1.7),
     retoken.MoRTConfig(index="bigram", num_modulators=3, top_k=2, index_size=0.6),
 ]
-LOOKS_BACK = [*RIVALS[2:], *BY_BIGRAM]
+BY_BOTH = [
+    retoken.ReTokenConfig(index="token_bigram", index_size=1.7),
+    retoken.MoRTConfig(index="token_bigram", num_modulators=3, top_k=2, index_size=0.6),
+]
+LOOKS_BACK = [*RIVALS[2:], *BY_BIGRAM, *BY_BOTH]
 
 
 def named(config):
-    return config.type if isinstance(config, RivalConfig) else f"{config.type}-by-bigram"
+    return config.type if isinstance(config, RivalConfig) else f"{config.type}-by-{config.index}"
 
 
 def attached(config, seed=0):
@@ -230,7 +234,43 @@ def test_modulators_by_bigram_read_the_bigrams_row(config):
         assert not torch.equal(model(IDS).logits, plain)
 
 
-@pytest.mark.parametrize("config", [*RIVALS, *BY_BIGRAM], ids=named)
+def gate_by_hand(model, layer):
+    """What ReToken's gate is made of with both indices: the sum of two rows, normalised."""
+    module = model.retoken.layers[str(layer)]
+    table, found = module.table.weight, []
+    for ids in IDS.tolist():
+        hashes = by_hand(ids, 2, 0)
+        rows = [table[x] + table[V + h % (len(table) - V)] for x, h in zip(ids, hashes, strict=True)]
+        found.append(torch.stack([1 + module.scale * math.sqrt(D) * e / (e.norm() + 1e-6) for e in rows]))
+    return torch.stack(found)
+
+
+def test_retoken_by_both_gates_by_the_sum_of_two_rows():
+    model = attached(BY_BOTH[0])
+    gated = outputs_of(model, model.model.layers[1].mlp)  # behind the hook that gates it
+    bare = model.model.layers[1].mlp
+    states = outputs_of(model, bare, before=True)
+    increment = bare.down_proj(bare.act_fn(bare.gate_proj(states)) * bare.up_proj(states))
+    assert_close("m * p", increment * gate_by_hand(model, 1), gated, units=64)
+
+
+def test_mort_by_both_mixes_the_sums_of_two_rows():
+    """A bigram's row may move into its token's row, where they occur together only."""
+    model = attached(BY_BOTH[1])
+    plain, table = model(IDS).logits.detach(), model.retoken.layers["0"].table.weight
+    hashed = [V + h % (len(table) - V) for ids in IDS.tolist() for h in by_hand(ids, 2, 0)]
+    tokens = IDS.flatten().tolist()
+    place = next(i for i, h in enumerate(hashed) if hashed.count(h) == 1 and tokens.count(tokens[i]) == 1)
+    with torch.no_grad():
+        table[tokens[place]] += table[hashed[place]]
+        table[hashed[place]] = 0
+    assert_close("logits", plain, model(IDS).logits, units=256)
+    with torch.no_grad():
+        table[tokens[place]] = 0
+    assert not torch.allclose(plain, model(IDS).logits)
+
+
+@pytest.mark.parametrize("config", [*RIVALS, *BY_BIGRAM, *BY_BOTH], ids=named)
 class TestEach:
     """What holds for all of them."""
 

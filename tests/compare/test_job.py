@@ -55,7 +55,7 @@ def test_everything_is_there(comparison: Path) -> None:
 
 def test_rivals_store_what_they_are_told_to(tiny_store: Path, tmp_path: Path) -> None:
     """The same job with rivals: each attached as its folder says, of the size that was asked for."""
-    names = ["baseline", "additive", "retoken_bigram", "engram", "wide"]
+    names = ["baseline", "additive", "retoken_bigram", "retoken_both", "engram", "wide"]
     words = ["compare", "demo", "--variants", *names, "--wide", "llama-80x3", "--size", "2", "--seeds", "0"]
     words += ["--data", str(tiny_store), "--out", str(tmp_path / "rivals"), "--jobs", "2", *SMALL]
     assert main(words) == 0
@@ -63,7 +63,7 @@ def test_rivals_store_what_they_are_told_to(tiny_store: Path, tmp_path: Path) ->
     assert list(runs) == names
     rows = 300 * 3 * 64  # a number for each token, layer and channel
     assert runs["additive"]["table_params"] == rows
-    assert runs["retoken_bigram"]["table_params"] == runs["engram"]["table_params"] == 2 * rows
+    assert {runs[name]["table_params"] for name in ("retoken_bigram", "retoken_both", "engram")} == {2 * rows}
     assert runs["wide"]["table_params"] == 0
     assert runs["wide"]["backbone_params"] > runs["baseline"]["backbone_params"]
     page = (tmp_path / "rivals/report.html").read_text()

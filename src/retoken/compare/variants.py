@@ -13,6 +13,7 @@ from retoken.attach.rivals import (
     ValueConfig,
 )
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
+from retoken.errors import ConfigError
 
 Build = Callable[[ReTokenConfig, MoRTConfig, float], ModulatorConfig | None]
 """What a variant attaches, given how ReToken and MoRT are, and the size of rivals' tables over ReToken's."""
@@ -32,12 +33,20 @@ def _mort_bigram(retoken: ReTokenConfig, mort: MoRTConfig, size: float) -> MoRTC
     return replace(mort, index="bigram", index_size=size / mort.num_modulators)
 
 
+def _retoken_both(retoken: ReTokenConfig, mort: MoRTConfig, size: float) -> ReTokenConfig:
+    """A row of the token's and a row of the bigram's; the former are ReToken's size already."""
+    if size <= 1:
+        raise ConfigError(f"size is {size:g} with retoken_both; accepted: above 1")
+    return replace(retoken, index="token_bigram", index_size=size - 1)
+
+
 VARIANTS: dict[str, Build] = {
     "baseline": lambda retoken, mort, size: None,
     "retoken": lambda retoken, mort, size: retoken,
     "mort": lambda retoken, mort, size: mort,
     "additive": _additive,
     "retoken_bigram": _retoken_bigram,
+    "retoken_both": _retoken_both,
     "mort_bigram": _mort_bigram,
     "value": lambda retoken, mort, size: ValueConfig(),
     "per_layer": lambda retoken, mort, size: PerLayerConfig(size=size),

@@ -10,6 +10,7 @@ TITLES = {
     "mort": "MoRT",
     "additive": "additive table",
     "retoken_bigram": "ReToken by bigram",
+    "retoken_both": "ReToken by token and bigram",
     "mort_bigram": "MoRT by bigram",
     "value": "value embeddings",
     "per_layer": "per-layer embeddings",

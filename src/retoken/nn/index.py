@@ -46,3 +46,12 @@ class NgramIndex:
             for head in self.heads
         ]
         return found[0] if len(found) == 1 else torch.stack(found, -1)
+
+
+class TokenAndNgrams(NgramIndex):
+    """[B, S] -> [B, S, 1 + H]: the token's own row, then those of the hashes."""
+
+    def __call__(self, ids: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
+        """As its base, which raises what it raises."""
+        found = super().__call__(ids, mask, cached)
+        return torch.cat([ids.unsqueeze(-1), found.view(*ids.shape, len(self.heads))], -1)

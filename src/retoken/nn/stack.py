@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from retoken.config import IndexedConfig, ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn.context import Fetch, NearFetch, RowSource
-from retoken.nn.index import Head, NgramIndex
+from retoken.nn.index import Head, NgramIndex, TokenAndNgrams
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
-from retoken.nn.table import Fetched, TableFactory, TokenTable
+from retoken.nn.table import Fetched, SummingTable, TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, fused, router_load
 
 SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
@@ -33,6 +33,8 @@ def build_modulator(
 ) -> Modulator:
     """The module one layer carries; `table` makes its table."""
     vocab_size = config.table_rows(vocab_size)
+    if isinstance(config, IndexedConfig) and config.index == "token_bigram":
+        table = SummingTable
     if isinstance(config, MoRTConfig):
         return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype, table)
     if isinstance(config, ReTokenConfig):
@@ -44,7 +46,10 @@ def index_for(config: ModulatorConfig, vocab_size: int) -> NgramIndex | None:
     """Which rows the paper's modulators read, of a backbone with that vocabulary; None: the token's."""
     if not isinstance(config, IndexedConfig) or config.by_token:
         return None
-    return NgramIndex((Head(order=2, salt=0, rows=config.table_rows(vocab_size)),))
+    if config.index == "bigram":
+        return NgramIndex((Head(order=2, salt=0, rows=config.table_rows(vocab_size)),))
+    rows = config.table_rows(vocab_size) - vocab_size
+    return TokenAndNgrams((Head(order=2, salt=0, rows=rows, start=vocab_size),))
 
 
 def _is_bare(module: nn.Module) -> bool:
