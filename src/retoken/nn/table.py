@@ -145,7 +145,7 @@ class Summed(NamedTuple):
         return self.rows.lookup().sum(2)
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The sum over H of what each gives, [B, S, D] float32, as Eq. 4 is linear in rows; [B, S, K] both."""
+        """The sum over H of what each gives, [B, S, D] float32: Eq. 4 is linear in rows. Both [B, S, K]."""
         heads = self.rows.positions.shape[-1]  # pyright: ignore
         each = weights.unsqueeze(-2).expand(*weights.shape[:-1], heads, weights.shape[-1])
         return self.rows.mix(chosen.unsqueeze(-2), each).sum(-2)
