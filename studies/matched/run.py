@@ -5,7 +5,7 @@
     python studies/matched/run.py tune --stores STORES --work WORK --jobs 2
     python studies/matched/run.py train --stores STORES --work WORK --jobs 2
 
-`tune` gives every variant the same small budget: three rates of its tables, at the smaller size, on a seed of
+`tune` gives every variant the same small budget: four rates of its tables, at the smaller size, on a seed of
 its own. `train` takes the best of them to both sizes and three seeds. Runs that tune.csv or runs.csv has are
 not made again; both are written after every run. summary.py makes the table of README.md.
 """
@@ -33,7 +33,7 @@ TUNED, RUNS = HERE / "tune.csv", HERE / "runs.csv"
 SIZES = {"llama-64x3": "default-4k", "llama-128x4": "default-8k"}
 """Backbones, and the token store of each."""
 SEEDS, TUNING_SEED, TUNING_PRESET = (0, 1, 2), 100, "llama-64x3"
-RATES = (1.0, 5.0, 25.0)
+RATES = (1.0, 5.0, 25.0, 125.0)
 """Learning rates of tables over the backbone's."""
 STORED = {
     1: "retoken additive retoken_bigram value per_layer bigram over_tokenized engram".split(),
