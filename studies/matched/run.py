@@ -37,7 +37,8 @@ RATES = (1.0, 5.0, 25.0, 125.0)
 """Learning rates of tables over the backbone's."""
 STORED = {
     1: "retoken additive retoken_bigram value per_layer bigram over_tokenized engram".split(),
-    5: "mort mort_bigram retoken_bigram retoken_both per_layer bigram over_tokenized engram".split(),
+    5: "mort mort_bigram retoken_bigram retoken_both additive_both".split()
+    + "per_layer bigram over_tokenized engram".split(),
 }
 """Variants by the numbers in their tables over ReToken's."""
 WIDE = {("llama-64x3", 1): "llama-96x6", ("llama-64x3", 5): "llama-192x7", ("llama-128x4", 1): "llama-256x4"}

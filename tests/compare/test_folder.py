@@ -210,6 +210,10 @@ def test_a_run_of_another_length_keeps_the_number_of_evaluations(asked: Callable
         ({"variants": ("mort", "mort")}, "variants has mort twice"),
         ({"variants": ()}, "variants is empty"),
         ({"variants": ("baseline", "wide")}, "wide is '' with variants baseline, wide; accepted: a preset"),
+        (
+            {"variants": ("baseline", "llama")},
+            "variants has 'llama'; accepted: baseline, retoken, mort, additive",
+        ),
         ({"wide": "llama-80x3"}, "wide is 'llama-80x3' with variants"),
         ({"seeds": (1, 2, 1)}, "seeds has 1 twice"),
         ({"seeds": (-1,)}, "seeds has -1"),
@@ -222,3 +226,12 @@ def test_a_run_of_another_length_keeps_the_number_of_evaluations(asked: Callable
 def test_bad_options_are_named(asked: Callable[..., CompareConfig], options: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         asked(**options)
+
+
+@pytest.mark.parametrize("name", ["retoken_both", "additive_both"])
+def test_both_rows_want_more_than_retokens_size(asked: Callable[..., CompareConfig], name: str) -> None:
+    config = asked(variants=("baseline", name), size=3.0)
+    found = config.modulator(name)
+    assert found is not None and found.table_rows(100) == 300
+    with pytest.raises(ConfigError, match=f"size is 1 with {name}; accepted: above 1"):
+        asked(variants=("baseline", name)).modulator(name)

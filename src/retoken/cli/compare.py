@@ -39,7 +39,7 @@ class Compare:
     """Backbone by preset name; `retoken presets` lists them."""
     variants: tuple[str, ...] = ("baseline", "retoken", "mort")
     """Which variants: baseline, retoken, mort, and rivals: additive, retoken_bigram, retoken_both,
-    mort_bigram, value, per_layer, bigram, over_tokenized, engram, wide."""
+    additive_both, mort_bigram, value, per_layer, bigram, over_tokenized, engram, wide."""
     seeds: tuple[int, ...] = (0, 1)
     """Each variant is trained once on each seed; a seed is one data order and one start of the backbone."""
     data: Path | None = None

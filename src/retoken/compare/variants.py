@@ -33,11 +33,20 @@ def _mort_bigram(retoken: ReTokenConfig, mort: MoRTConfig, size: float) -> MoRTC
     return replace(mort, index="bigram", index_size=size / mort.num_modulators)
 
 
-def _retoken_both(retoken: ReTokenConfig, mort: MoRTConfig, size: float) -> ReTokenConfig:
-    """A row of the token's and a row of the bigram's; the former are ReToken's size already."""
+def _with_token(size: float, name: str) -> float:
+    """Rows of bigrams that are left where every token has a row of its own, which ReToken's size is."""
     if size <= 1:
-        raise ConfigError(f"size is {size:g} with retoken_both; accepted: above 1")
-    return replace(retoken, index="token_bigram", index_size=size - 1)
+        raise ConfigError(f"size is {size:g} with {name}; accepted: above 1")
+    return size - 1
+
+
+def _retoken_both(retoken: ReTokenConfig, mort: MoRTConfig, size: float) -> ReTokenConfig:
+    return replace(retoken, index="token_bigram", index_size=_with_token(size, "retoken_both"))
+
+
+def _additive_both(retoken: ReTokenConfig, mort: MoRTConfig, size: float) -> MoRTConfig:
+    hashed = _with_token(size, "additive_both")
+    return replace(_additive(retoken, mort, size), index="token_bigram", index_size=hashed)
 
 
 VARIANTS: dict[str, Build] = {
@@ -47,6 +56,7 @@ VARIANTS: dict[str, Build] = {
     "additive": _additive,
     "retoken_bigram": _retoken_bigram,
     "retoken_both": _retoken_both,
+    "additive_both": _additive_both,
     "mort_bigram": _mort_bigram,
     "value": lambda retoken, mort, size: ValueConfig(),
     "per_layer": lambda retoken, mort, size: PerLayerConfig(size=size),

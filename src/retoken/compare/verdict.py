@@ -11,6 +11,7 @@ TITLES = {
     "additive": "additive table",
     "retoken_bigram": "ReToken by bigram",
     "retoken_both": "ReToken by token and bigram",
+    "additive_both": "additive table by token and bigram",
     "mort_bigram": "MoRT by bigram",
     "value": "value embeddings",
     "per_layer": "per-layer embeddings",
