@@ -230,6 +230,7 @@ def _rank_main(
         spec.loader.exec_module(module)
         method = f"file://{out / 'store'}"
         torch.distributed.init_process_group(backend, init_method=method, rank=rank, world_size=world_size)
+        torch.distributed.barrier()  # one that is done at once would hang up on those still connecting
         buffer = io.BytesIO()
         torch.save(getattr(module, name)(rank, world_size, *args), buffer)
         (out / f"rank{rank}.tmp").write_bytes(buffer.getvalue())

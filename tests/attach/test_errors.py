@@ -59,7 +59,7 @@ def test_config_dicts():
     good = retoken.MoRTConfig(layers=[2, 0], injection_delay=1).to_dict()
     assert retoken.config_from_dict(good) == retoken.MoRTConfig(layers=(0, 2), injection_delay=1)
     for match, change in {
-        "modulator type is 'lora'; accepted: retoken or mort": {"type": "lora"},
+        "modulator type is 'lora'; accepted: retoken, mort": {"type": "lora"},
         "format_version is 2": {"format_version": 2},
         "format_version is None": {"format_version": None},
         r"option of mort is \['rank'\]": {"rank": 8},

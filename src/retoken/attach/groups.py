@@ -7,7 +7,8 @@ from torch import nn
 from retoken.attach.rivals import Rival
 from retoken.errors import AttachError
 
-GROUPS = ("backbone", "tables", "scales", "routers", "projections")
+GROUPS = ("backbone", "tables", "scales", "routers")
+OF_RIVALS = "projections"
 
 
 def _group_of(name: str, owner: nn.Module, parameter: nn.Parameter) -> str:
@@ -17,15 +18,15 @@ def _group_of(name: str, owner: nn.Module, parameter: nn.Parameter) -> str:
         if name.endswith(suffix):
             return group
     if isinstance(owner, Rival):
-        return "projections" if parameter.dim() > 1 else "scales"
+        return OF_RIVALS if parameter.dim() > 1 else "scales"
     raise AttachError(f"parameter {name!r} belongs to no group; known groups: {', '.join(GROUPS)}")
 
 
 def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """{group: (name, parameter)}, each parameter once (tied ones too).
 
-    The groups are backbone, tables, scales (and all other vectors of what is attached), routers, and
-    projections: the other matrices of what is attached, which ReToken and MoRT have none of.
+    The groups are backbone, tables, scales (and all other vectors of what is attached) and routers; with a
+    rival attached that has other matrices, projections.
 
     Raises:
         AttachError: a parameter fits no group, or the groups do not add up to the model.
@@ -33,7 +34,7 @@ def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
         owner = model.get_submodule(name.rpartition(".")[0])
-        groups[_group_of(name, owner, parameter)].append((name, parameter))
+        groups.setdefault(_group_of(name, owner, parameter), []).append((name, parameter))
     grouped = sum(p.numel() for group in groups.values() for _, p in group)
     total = sum(p.numel() for p in model.parameters())
     if grouped != total:
