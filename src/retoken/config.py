@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
@@ -24,7 +25,7 @@ def _is_number(value: object) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableConfig:
+class TableConfig(ABC):
     """What everything that carries a table shares. A subclass is known by its `type`; this is none."""
 
     type: ClassVar[str] = ""
@@ -113,9 +114,9 @@ class TableConfig:
         """Modulator parameters that are not rows: scales, and routers where there are any."""
         return len(self.table_layers(num_layers)) * hidden_size
 
+    @abstractmethod
     def flops_per_token(self, hidden_size: int, num_layers: int) -> float:
         """FLOPs of a forward pass per token; the lookup moves memory and computes nothing."""
-        raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able copy; `config_from_dict` turns it back."""

@@ -31,6 +31,8 @@ from retoken.nn.index import NgramIndex
 from retoken.nn.stack import SumLoads, build_modulator, index_for
 from retoken.ops import RouterLoad
 
+USED_CACHE = "used_cache"
+"""In an attached model's field, where rows are looked up by more than the token: its `use_cache` before."""
 _HANDLES = "_retoken_handles"
 _CONVERSIONS = "_weight_conversions"  # what transformers keeps of how it renamed a loaded checkpoint's keys
 
@@ -76,7 +78,10 @@ def attach(
         model, anatomy, config, table
     )  # may fail for want of memory: the model is untouched till here
     model_class = attached_model_class(type(model))
-    _set_config(model, {"modulator": config.to_dict(), "family": family.to_dict()})
+    written: dict[str, Any] = {"modulator": config.to_dict(), "family": family.to_dict()}
+    if stack.index is not None:
+        written[USED_CACHE] = [holder.use_cache for holder in _cache_users(model)]
+    _set_config(model, written)
     model.__class__ = model_class
     conversions = getattr(model, _CONVERSIONS, None)
     if conversions is not None:
@@ -136,12 +141,16 @@ def _index_of(config: ModulatorConfig, anatomy: Anatomy) -> NgramIndex | None:
     return index_for(config, anatomy.vocab_size)
 
 
+def _cache_users(model: PreTrainedModel) -> list[Any]:
+    """What says whether the model uses a cache: its own config, then what `generate` goes by."""
+    return [model.config, *filter(None, [model.generation_config])]
+
+
 def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) -> None:
     model.retoken = stack
-    if stack.index is not None:
-        model.config.use_cache = False
-        if model.generation_config is not None:
-            model.generation_config.use_cache = False
+    if stack.index is not None:  # a cache does not hold the ids that rows are looked up by
+        for holder in _cache_users(model):
+            holder.use_cache = False
     sites, hooks = plan_hooks(model, stack.config, anatomy)
     for layer, site in zip(anatomy.layers, sites, strict=True):
         layer.__class__ = modulated_layer_class(type(layer))
@@ -182,8 +191,9 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
         layer.__class__ = backbone_class(layer)
         del layer.retoken_site
     delattr(model, _HANDLES)
-    if model.retoken.index is not None:
-        model.config.use_cache = model.generation_config.use_cache = True  # transformers' own default
+    used = getattr(model.config, FIELD).get(USED_CACHE, ())
+    for holder, value in zip(_cache_users(model), used, strict=False):
+        holder.use_cache = value
     del model.retoken
     model.__class__ = backbone_class(model)
     _drop_config(model)

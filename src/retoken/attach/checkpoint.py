@@ -136,13 +136,17 @@ def _share_of_batch(labels: Tensor, whole: Any) -> Any:
 
 
 def read_field(config: PreTrainedConfig) -> tuple[Family, ModulatorConfig]:
-    """What the config of an attached model says is attached, and where.
+    """What the config of an attached model says is attached, and where; raises as `read_written`."""
+    return read_written(getattr(config, FIELD, None))
+
+
+def read_written(written: Any) -> tuple[Family, ModulatorConfig]:
+    """What the field in a config.json says is attached, and where.
 
     Raises:
         CheckpointError: it does not.
         ConfigError: it does, in a format or with options that this version does not know.
     """
-    written = getattr(config, FIELD, None)
     if not isinstance(written, dict) or not {"modulator", "family"} <= set(written):
         raise CheckpointError(
             f"config.json: field {FIELD!r} is {written!r}; accepted: what save_pretrained wrote"

@@ -11,13 +11,13 @@ GROUPS = ("backbone", "tables", "scales", "routers")
 OF_RIVALS = "projections"
 
 
-def _group_of(name: str, owner: nn.Module, parameter: nn.Parameter) -> str:
+def _group_of(model: nn.Module, name: str, parameter: nn.Parameter) -> str:
     if not name.startswith("retoken.") and ".retoken." not in name:
         return "backbone"
     for suffix, group in ((".table.weight", "tables"), (".scale", "scales"), (".router.weight", "routers")):
         if name.endswith(suffix):
             return group
-    if isinstance(owner, Rival):
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), Rival):
         return OF_RIVALS if parameter.dim() > 1 else "scales"
     raise AttachError(f"parameter {name!r} belongs to no group; known groups: {', '.join(GROUPS)}")
 
@@ -33,8 +33,7 @@ def param_groups(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
     """
     groups: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in GROUPS}
     for name, parameter in model.named_parameters():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        groups.setdefault(_group_of(name, owner, parameter), []).append((name, parameter))
+        groups.setdefault(_group_of(model, name, parameter), []).append((name, parameter))
     grouped = sum(p.numel() for group in groups.values() for _, p in group)
     total = sum(p.numel() for p in model.parameters())
     if grouped != total:

@@ -102,7 +102,7 @@ class StartForward:
                 "pass input_ids (embeddings do not tell which token they stand for)"
             )
         stack: Any = self.model.retoken
-        index = stack.begin(ids, _mask_of_last(mask, ids), _is_cached(given.get("past_key_values")))
+        index = stack.begin(ids, _mask_of_last(mask, ids), given.get("past_key_values"))
         for site in self.sites:
             site.begin(stack.layers)
         fetch = stack.fetch(index)
@@ -119,11 +119,6 @@ class EndForward:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         routings = {site.layer: site.routing for site in self.sites if site.routing is not None}
         self.model.retoken.finish(routings)  # pyright: ignore
-
-
-def _is_cached(past: Any) -> bool:
-    """Whether positions before the ids given now are known only by what a cache has of them."""
-    return past is not None and past.get_seq_length() > 0
 
 
 def _mask_of_last(mask: Any, ids: Tensor) -> Tensor | None:

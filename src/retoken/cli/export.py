@@ -134,9 +134,9 @@ class Export:
 
     def _store(self, source: Path, tokenizer: Any) -> Path | None:
         """The store to measure on; what is wrong with it is told before anything is written."""
+        from retoken.data.tokenizer import check_same
         from retoken.data.tokens import TokenStore
         from retoken.eval.loading import run_of, store_of
-        from retoken.eval.material import check_tokenizer
 
         if self.loss == "off":
             return None
@@ -145,7 +145,7 @@ class Export:
             given = "rows are to be pruned" if self._prunes else "--loss is on"
             raise ConfigError(f"{given} and {source} has no run with its store; accepted: --data STORE")
         if store is not None and tokenizer is not None:
-            check_tokenizer(str(source), tokenizer, store)
+            check_same(str(source), tokenizer, str(store.folder), store.tokenizer())
         return None if store is None else store.folder
 
     def _costs(

@@ -7,7 +7,7 @@ from retoken.compare.config import OWN_OPTIONS, CompareConfig
 from retoken.compare.folder import CompareFolder, RunKey
 from retoken.compare.machine import cores
 from retoken.data.tokens import TokenStore
-from retoken.train.config import TrainConfig
+from retoken.train.config import BASELINE, TrainConfig
 from retoken.train.folder import fingerprint
 
 CHECKPOINTS = 4
@@ -34,7 +34,7 @@ def plan(config: CompareConfig) -> dict[RunKey, TrainConfig]:
             out=folder.run(key),
             data=config.data,
             preset=config.backbone(key.name),
-            variant=modulator.type if (modulator := config.modulator(key.name)) else "baseline",
+            variant=modulator.type if (modulator := config.modulator(key.name)) else BASELINE,
             modulator=modulator,
             seed=key.seed,
             device=config.device,  # type: ignore[arg-type]

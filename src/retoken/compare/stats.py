@@ -13,8 +13,7 @@ from typing import Literal
 import numpy as np
 
 from retoken.compare.runs import RunRecord
-
-BASELINE = "baseline"
+from retoken.train.config import BASELINE
 
 Verdict = Literal["helped", "hurt", "undecided"]
 

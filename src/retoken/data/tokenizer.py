@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from retoken.data.files import first_line
 from retoken.errors import ConfigError, DataError
@@ -42,6 +42,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
             f"--tokenizer '{name}' has no eos_token; accepted: a tokenizer that ends a text with one"
         )
     return tokenizer
+
+
+def check_same(
+    name: str, tokenizer: PreTrainedTokenizerBase, where: str, other: PreTrainedTokenizerBase
+) -> None:
+    """Refuse token ids at `where`, made by another tokenizer than a model's.
+
+    Raises:
+        DataError: a token has another id; names it, `where` and the model `name`.
+    """
+    theirs, ours = tokenizer.get_vocab(), other.get_vocab()
+    wrong = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if wrong:
+        raise DataError(
+            f"{where}: tokenized by another tokenizer than {name}'s (token {wrong[0]!r} has id "
+            f"{ours.get(wrong[0])} and {theirs.get(wrong[0])}); accepted: data prepared with that tokenizer"
+        )
 
 
 def visible(tokenizer: Tokenizer, token: int) -> str:

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from retoken.attach.absent import ROWS_FILE
-from retoken.attach.checkpoint import FIELD, read_field
+from retoken.attach.checkpoint import FIELD, read_written
 from retoken.checkpoint.files import read_json
 from retoken.config import require_by_token
 from retoken.engines.vllm.options import asked_of
@@ -88,7 +87,7 @@ def check_folder(folder: Path, placement: Mapping[str, Any]) -> None:
         if placement:
             raise ConfigError(f"{folder} has no token-indexed parameters; accepted for it: no placement")
         return
-    _, modulator = read_field(SimpleNamespace(**{FIELD: written}))  # pyright: ignore
+    _, modulator = read_written(written)
     require_by_token(modulator, str(folder))
     packed = ROWS_FILE in written
     asked = asked_of(placement, packed)

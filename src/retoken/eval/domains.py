@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retoken.data.tokenizer import token_texts
+from retoken.data.tokenizer import check_same, token_texts
 from retoken.data.tokens import TokenStore
 from retoken.errors import ConfigError, DataError
 from retoken.eval.breakdown import GroupLoss, GroupSums, Observed, losses
@@ -22,7 +22,6 @@ from retoken.eval.material import (
     Material,
     backend_of,
     check_fit,
-    check_same,
     store_material,
     text_material,
 )

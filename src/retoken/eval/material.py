@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from retoken.data.tokenizer import token_bytes
+from retoken.data.tokenizer import check_same, token_bytes
 from retoken.data.tokens import TokenStore, eval_starts, eval_windows
 from retoken.errors import DataError
 from retoken.eval.loading import Loaded
@@ -149,32 +149,6 @@ def check_fit(loaded: Loaded, material: Material) -> None:
         )
     if loaded.tokenizer is not None:
         check_same(loaded.name, loaded.tokenizer, material.name, material.tokenizer)
-
-
-def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, store: TokenStore) -> None:
-    """Refuse a store that another tokenizer than a model's made.
-
-    Raises:
-        DataError: a token has another id; names it, the store and the model `name`.
-    """
-    check_same(name, tokenizer, str(store.folder), store.tokenizer())
-
-
-def check_same(
-    name: str, tokenizer: PreTrainedTokenizerBase, where: str, other: PreTrainedTokenizerBase
-) -> None:
-    """Refuse token ids at `where`, made by another tokenizer than a model's.
-
-    Raises:
-        DataError: a token has another id; names it, `where` and the model `name`.
-    """
-    theirs, ours = tokenizer.get_vocab(), other.get_vocab()
-    wrong = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    if wrong:
-        raise DataError(
-            f"{where}: made with another tokenizer than {name}'s (token {wrong[0]!r} has id "
-            f"{ours.get(wrong[0])} and {theirs.get(wrong[0])}); accepted: data prepared with that tokenizer"
-        )
 
 
 def _read(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,13 +30,13 @@ class NgramIndex:
     def __init__(self, heads: tuple[Head, ...]) -> None:
         self.heads = heads
 
-    def __call__(self, ids: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
-        """The rows of token ids [B, S]; `mask` [B, S] is false where they are padding.
+    def __call__(self, ids: Tensor, mask: Tensor | None, past: Any = None) -> Tensor:
+        """The rows of token ids [B, S]; `mask` [B, S] is false where they are padding, `past` is the cache.
 
         Raises:
-            AttachError: tokens before these are known to a cache only.
+            AttachError: the cache holds tokens before these.
         """
-        if cached:
+        if past is not None and past.get_seq_length() > 0:
             raise AttachError(
                 "rows are looked up by n-grams, and the tokens before input_ids are in a cache that does not "
                 "hold ids; accepted: the whole text as input_ids, with use_cache=False"
@@ -51,7 +51,7 @@ class NgramIndex:
 class TokenAndNgrams(NgramIndex):
     """[B, S] -> [B, S, 1 + H]: the token's own row, then those of the hashes."""
 
-    def __call__(self, ids: Tensor, mask: Tensor | None, cached: bool) -> Tensor:
+    def __call__(self, ids: Tensor, mask: Tensor | None, past: Any = None) -> Tensor:
         """As its base, which raises what it raises."""
-        found = super().__call__(ids, mask, cached)
+        found = super().__call__(ids, mask, past)
         return torch.cat([ids.unsqueeze(-1), found.view(*ids.shape, len(self.heads))], -1)

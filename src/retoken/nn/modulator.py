@@ -12,7 +12,7 @@ from retoken.nn.kernels import OPERATORS, Kernels
 from retoken.nn.table import TableFactory, TokenTable
 
 
-def _accept_checkpoint_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def accept_checkpoint_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Let `load_state_dict` take a checkpoint's names: transformers' Trainer resumes by it, not strictly."""
     for name in ("table", "router"):
         if prefix + name in state:
@@ -36,7 +36,7 @@ class Modulator(nn.Module):
         self.table = table(shape, config.init_std, device, dtype)
         self.scale = nn.Parameter(torch.empty(shape[-1], device=device, dtype=dtype))
         nn.init.constant_(self.scale, self.init_scale)
-        self.register_load_state_dict_pre_hook(_accept_checkpoint_keys)
+        self.register_load_state_dict_pre_hook(accept_checkpoint_keys)
 
     def reset_parameters(self) -> None:
         """Start values of what this module owns itself; the table and the router reset their own."""

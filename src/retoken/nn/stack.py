@@ -88,12 +88,12 @@ class ModulatorStack(nn.Module):
         self.summed: dict[int, RouterLoad] | None = None
         self.batch_load: dict[int, RouterLoad] | SumLoads | None = None
 
-    def begin(self, ids: Tensor, mask: Tensor | None, cached: bool = False) -> Tensor:
+    def begin(self, ids: Tensor, mask: Tensor | None, past: Any = None) -> Tensor:
         """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding.
 
         Args:
             ids, mask: as said.
-            cached: whether there are tokens before these, in a cache.
+            past: the cache of keys and values, where there is one.
 
         Returns:
             Which rows the positions read: the ids, or [B, S] or [B, S, H] hashed.
@@ -104,7 +104,7 @@ class ModulatorStack(nn.Module):
         """
         self.routings, self.mask, self.summed = None, mask, None
         if self.index is not None:
-            return self.index(ids, mask, cached)
+            return self.index(ids, mask, past)
         if type(ids) is Tensor and ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_ids(ids)
         return ids

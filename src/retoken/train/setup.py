@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 import retoken
 from retoken import checkpoint, presets
+from retoken.data.tokenizer import check_same
 from retoken.data.tokens import TokenStore, WindowReader, eval_windows
 from retoken.errors import CheckpointError, ConfigError, DataError, RetokenError
 from retoken.nn import TableFactory, TokenTable
@@ -174,13 +175,8 @@ def _check_tokenizer(config: TrainConfig, store: TokenStore) -> None:
         cached_file(config.model, name, _raise_exceptions_for_missing_entries=False) for name in names
     ):
         return
-    ours, theirs = store.tokenizer().get_vocab(), AutoTokenizer.from_pretrained(config.model).get_vocab()
-    wrong = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
-    if wrong:
-        raise DataError(
-            f"{config.data}: tokenized by another tokenizer than {config.model}'s (token {wrong[0]!r} has id "
-            f"{ours.get(wrong[0])} and {theirs.get(wrong[0])}); accepted: data prepared with that tokenizer"
-        )
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    check_same(config.model, tokenizer, str(config.data), store.tokenizer())
 
 
 def _own_memory(model: PreTrainedModel) -> PreTrainedModel:

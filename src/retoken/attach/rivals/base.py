@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from retoken.attach.families import Anatomy
 from retoken.attach.sites import KEYWORD, Hook, LayerSite, SiteHook
@@ -15,6 +17,7 @@ from retoken.config import TableConfig
 from retoken.errors import AttachError, ConfigError
 from retoken.nn import ForwardContext, TableFactory, TokenTable
 from retoken.nn.index import Head, NgramIndex
+from retoken.nn.modulator import accept_checkpoint_keys
 
 EPS = 1e-6
 """Of the RMS norms that rivals have."""
@@ -63,27 +66,74 @@ class RivalConfig(TableConfig):
         heads = self.heads(vocab_size, hidden_size, num_layers)
         return NgramIndex(heads) if heads else None
 
+    @abstractmethod
     def build(self, anatomy: Anatomy, layer: int, make: Maker) -> Rival:
         """The module that a layer carries."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hooks(self, anatomy: Anatomy, sites: list[LayerSite]) -> list[Hook]:
         """Where it acts in the backbone."""
-        raise NotImplementedError
 
 
-class Rival(nn.Module):
-    """One layer's table and what turns its rows into what is added. Start values are its own affair."""
+@dataclass(frozen=True, kw_only=True)
+class NgramConfig(RivalConfig):
+    """Rivals whose rows are looked up by hashes of the last tokens. Not constructed itself.
+
+    With H hashes a row is 1 / H as wide as the model, and a position's H rows lie side by side.
+    """
+
+    orders: ClassVar[tuple[int, ...]]
+    """The n of its n-grams."""
+
+    hashes: int = 1
+    """Hashes of each order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.hashes) is not int or self.hashes < 1:
+            raise ConfigError(f"hashes is {self.hashes!r}; accepted: an integer from 1")
+
+    def _rows(self, vocab_size: int, num_layers: int) -> int:
+        """Of one hash, so that the tables of all layers hold size * L * V * D numbers."""
+        rows = self.size * num_layers * vocab_size / len(self.table_layers(num_layers))
+        return max(1, round(rows))
+
+    def table_params(self, vocab_size: int, hidden_size: int, num_layers: int) -> int:
+        """Rows of all hashes and layers times their width."""
+        return len(self.table_layers(num_layers)) * self._rows(vocab_size, num_layers) * hidden_size
+
+    def heads(self, vocab_size: int, hidden_size: int, num_layers: int) -> tuple[Head, ...]:
+        """As many hashes of each order, one behind the other in the table; all layers hash alike."""
+        rows = self._rows(vocab_size, num_layers)
+        kinds = [(order, salt) for order in self.orders for salt in range(self.hashes)]
+        return tuple(Head(order, salt, rows, number * rows) for number, (order, salt) in enumerate(kinds))
+
+    def make_table(self, anatomy: Anatomy, make: Maker) -> TokenTable:
+        """A layer's table.
+
+        Raises:
+            ConfigError: the hashes do not divide the model's width.
+        """
+        heads, width = len(self.orders) * self.hashes, anatomy.hidden_size
+        if width % heads:
+            raise ConfigError(f"hashes is {self.hashes}; accepted: a divisor of {width} / {len(self.orders)}")
+        rows = self._rows(anatomy.vocab_size, len(anatomy.layers))
+        return make.table(heads * rows, width // heads, self.init_std)
+
+
+class Rival(nn.Module, ABC):
+    """One layer's table and what turns its rows into what is added."""
 
     table: TokenTable
 
+    def __init__(self, table: TokenTable) -> None:
+        super().__init__()
+        self.table = table
+        self.register_load_state_dict_pre_hook(accept_checkpoint_keys)
+
+    @abstractmethod
     def reset_parameters(self) -> None:
         """Start values of all but the table, by `nn.init`: transformers keeps that off loaded values."""
-        raise NotImplementedError
-
-    def lookup(self, index: Tensor) -> Tensor:
-        """The rows that `index` [...] points to, [..., D]."""
-        return self.table.lookup(index)
 
 
 class RivalHook(SiteHook):
@@ -99,9 +149,9 @@ class RivalHook(SiteHook):
         return self.home.modulator
 
     def rows(self, context: ForwardContext, hidden: Tensor) -> Tensor:
-        """The rows of this pass, [B, S, ...], in the type of hidden states [B, S, D]."""
+        """The rows of this pass, those of a position side by side, in the type of hidden states [B, S, D]."""
         index, fetched = context.index_for(hidden), context.fetched(self.home.layer)
-        return self.rival.table.lookup(index, fetched).to(hidden.dtype)
+        return self.rival.table.lookup(index, fetched).flatten(2).to(hidden.dtype)
 
 
 def entered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ForwardContext]:
@@ -122,6 +172,6 @@ def enter_with(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return args, kwargs | {"hidden_states": hidden}
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     """x / RMS(x) * weight over the last dimension."""
-    return torch.nn.functional.rms_norm(x, x.shape[-1:], None if weight is None else weight.to(x.dtype), EPS)
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), EPS)

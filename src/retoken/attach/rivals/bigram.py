@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from retoken.attach.families import Anatomy
-from retoken.attach.rivals.base import Maker, Rival, RivalConfig, RivalHook, enter_with, entered
+from retoken.attach.rivals.base import Maker, NgramConfig, Rival, RivalHook, enter_with, entered
 from retoken.attach.sites import Hook, LayerSite
 from retoken.nn import TokenTable
-from retoken.nn.index import Head
 
 
 @dataclass(frozen=True, kw_only=True)
-class BigramConfig(RivalConfig):
+class BigramConfig(NgramConfig):
     """h + lambda_l * E[hash(x_{t-1}, x_t)] before each layer; one table of size * L * V rows."""
 
     type: ClassVar[str] = "bigram"
+    orders: ClassVar[tuple[int, ...]] = (2,)
 
     init_scale: float = 0.05
     """Start value of every lambda."""
@@ -33,13 +33,6 @@ class BigramConfig(RivalConfig):
         """The first; all layers read its table."""
         return (0,)
 
-    def _rows(self, vocab_size: int, num_layers: int) -> int:
-        return max(1, round(self.size * num_layers * vocab_size))
-
-    def table_params(self, vocab_size: int, hidden_size: int, num_layers: int) -> int:
-        """Rows times width."""
-        return self._rows(vocab_size, num_layers) * hidden_size
-
     def other_params(self, hidden_size: int, num_layers: int) -> int:
         """A lambda a layer."""
         return num_layers
@@ -48,15 +41,9 @@ class BigramConfig(RivalConfig):
         """2d a layer: scale and add."""
         return 2.0 * hidden_size * num_layers
 
-    def heads(self, vocab_size: int, hidden_size: int, num_layers: int) -> tuple[Head, ...]:
-        """One hash of bigrams over all rows."""
-        return (Head(order=2, salt=0, rows=self._rows(vocab_size, num_layers)),)
-
     def build(self, anatomy: Anatomy, layer: int, make: Maker) -> Bigram:
         """The only module, which the first layer carries."""
-        depth = len(anatomy.layers)
-        table = make.table(self._rows(anatomy.vocab_size, depth), anatomy.hidden_size, self.init_std)
-        return Bigram(table, self.init_scale, depth, make)
+        return Bigram(self.make_table(anatomy, make), self.init_scale, len(anatomy.layers), make)
 
     def hooks(self, anatomy: Anatomy, sites: list[LayerSite]) -> list[Hook]:
         """Before each layer."""
@@ -70,8 +57,8 @@ class Bigram(Rival):
     """Table [rows, D], scale [L]: the lambdas."""
 
     def __init__(self, table: TokenTable, start: float, depth: int, make: Maker) -> None:
-        super().__init__()
-        self.table, self.start = table, start
+        super().__init__(table)
+        self.start = start
         self.scale = make.parameter(depth)
         self.reset_parameters()
 

@@ -19,52 +19,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retoken.attach.families import Anatomy
-from retoken.attach.rivals.base import Maker, Rival, RivalConfig, RivalHook, enter_with, entered, rms_norm
+from retoken.attach.rivals.base import Maker, NgramConfig, Rival, RivalHook, enter_with, entered, rms_norm
 from retoken.attach.sites import Hook, LayerSite
-from retoken.errors import ConfigError
 from retoken.nn import TokenTable
-from retoken.nn.index import Head
 
-ORDERS = (2, 3)
 KERNEL, DILATION = 4, 3
 SMALLEST = 1e-6
 """|a| is at least this before the root, whose slope at 0 is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngramConfig(RivalConfig):
+class EngramConfig(NgramConfig):
     """h + v' + SiLU(Conv(RMSNorm(v'))), v' the gated value of the n-gram's rows."""
 
     type: ClassVar[str] = "engram"
+    orders: ClassVar[tuple[int, ...]] = (2, 3)
 
     hashes: int = 4
     """Hashes of each order; a row is 1 / (2 * hashes) as wide as the model."""
     init_std: float = 0.02
     """Standard deviation of the rows at the start."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.hashes) is not int or self.hashes < 1:
-            raise ConfigError(f"hashes is {self.hashes!r}; accepted: an integer from 1")
-
     def table_layers(self, num_layers: int) -> tuple[int, ...]:
         """The second and the middle one, unless `layers` says otherwise."""
         if self.layers is not None:
             return super().table_layers(num_layers)
         return tuple(sorted({min(1, num_layers - 1), num_layers // 2}))
-
-    def _shape(self, vocab_size: int, hidden_size: int, num_layers: int) -> tuple[int, int]:
-        """(rows of a hash, width of a row), so that all layers together hold size * L * V * D numbers."""
-        hashes = len(ORDERS) * self.hashes
-        if hidden_size % hashes:
-            raise ConfigError(f"hashes is {self.hashes}; accepted: a divisor of {hidden_size} / 2")
-        rows = self.size * num_layers * vocab_size / len(self.table_layers(num_layers))
-        return max(1, round(rows)), hidden_size // hashes
-
-    def table_params(self, vocab_size: int, hidden_size: int, num_layers: int) -> int:
-        """Rows of all hashes and layers times their width."""
-        rows, _ = self._shape(vocab_size, hidden_size, num_layers)
-        return len(self.table_layers(num_layers)) * rows * hidden_size
 
     def other_params(self, hidden_size: int, num_layers: int) -> int:
         """Two projections, a convolution and three norms a layer."""
@@ -75,17 +55,9 @@ class EngramConfig(RivalConfig):
         per_layer = 4 * hidden_size**2 + (2 * KERNEL + 4) * hidden_size
         return float(per_layer * len(self.table_layers(num_layers)))
 
-    def heads(self, vocab_size: int, hidden_size: int, num_layers: int) -> tuple[Head, ...]:
-        """As many hashes of bigrams as of trigrams."""
-        rows, _ = self._shape(vocab_size, hidden_size, num_layers)
-        kinds = [(order, salt) for order in ORDERS for salt in range(self.hashes)]
-        return tuple(Head(order, salt, rows, number * rows) for number, (order, salt) in enumerate(kinds))
-
     def build(self, anatomy: Anatomy, layer: int, make: Maker) -> Engram:
         """The module of a layer."""
-        rows, width = self._shape(anatomy.vocab_size, anatomy.hidden_size, len(anatomy.layers))
-        table = make.table(rows * len(ORDERS) * self.hashes, width, self.init_std)
-        return Engram(table, anatomy.hidden_size, self.init_scale, make)
+        return Engram(self.make_table(anatomy, make), anatomy.hidden_size, self.init_scale, make)
 
     def hooks(self, anatomy: Anatomy, sites: list[LayerSite]) -> list[Hook]:
         """Before each layer that has a table."""
@@ -97,8 +69,8 @@ class Engram(Rival):
     """Table [H * rows, D / H]; key and value [D, D], kernel [D, 1, 4]; norm gains [D]."""
 
     def __init__(self, table: TokenTable, hidden_size: int, start: float, make: Maker) -> None:
-        super().__init__()
-        self.table, self.start = table, start
+        super().__init__(table)
+        self.start = start
         self.key = make.parameter(hidden_size, hidden_size)
         self.value = make.parameter(hidden_size, hidden_size)
         self.kernel = make.parameter(hidden_size, 1, KERNEL)
@@ -117,12 +89,11 @@ class Engram(Rival):
             nn.init.ones_(gain)
 
     def forward(self, hidden: Tensor, rows: Tensor, present: Tensor | None = None) -> Tensor:
-        """Hidden states [B, S, D] with the memory of rows [B, S, H, D / H] added.
+        """Hidden states [B, S, D] with the memory of rows [B, S, D] added.
 
         `present` [B, S] is false at padding, of which the convolution is to see nothing.
         """
-        memory = rows.flatten(-2)
-        key, value = (F.linear(memory, m.to(hidden.dtype)) for m in (self.key, self.value))
+        key, value = (F.linear(rows, m.to(hidden.dtype)) for m in (self.key, self.value))
         fit = (rms_norm(hidden, self.query_scale) * rms_norm(key, self.key_scale)).sum(-1, keepdim=True)
         fit = fit / math.sqrt(hidden.shape[-1])
         gated = torch.sigmoid(fit.abs().clamp_min(SMALLEST).sqrt() * fit.sign()) * value

@@ -64,8 +64,8 @@ class PerLayer(Rival):
     """Table [V, w]; gate and context [w, D], projection [D, w]; gains `scale` [D], `context_scale` [w]."""
 
     def __init__(self, table: TokenTable, hidden_size: int, start: float, make: Maker) -> None:
-        super().__init__()
-        self.table, self.start = table, start
+        super().__init__(table)
+        self.start = start
         self.gate = make.parameter(table.width, hidden_size)
         self.projection = make.parameter(hidden_size, table.width)
         self.context = make.parameter(table.width, hidden_size)

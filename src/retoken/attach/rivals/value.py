@@ -86,8 +86,7 @@ class ValueEmbedding(Rival):
     """Table [V, D], gate [G, 32]."""
 
     def __init__(self, table: TokenTable, gates: int, make: Maker) -> None:
-        super().__init__()
-        self.table = table
+        super().__init__(table)
         self.gate = make.parameter(gates, min(GATE_CHANNELS, table.width))
         self.reset_parameters()
 
