@@ -75,18 +75,21 @@ WAYS = {
 """Name -> how."""
 
 
+def lora_config() -> peft.LoraConfig:
+    """Low-rank adapters on every linear module of the decoder."""
+    return peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
+
+
 def lora(model: PreTrainedModel) -> PreTrainedModel:
-    """Low-rank adapters on every linear module of the decoder, by the PEFT library; nothing else trains."""
+    """Those, by the PEFT library; nothing else trains."""
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
-    return peft.inject_adapter_in_model(config, model)  # pyright: ignore
+    return peft.inject_adapter_in_model(lora_config(), model)  # pyright: ignore
 
 
 def merged(model: str, run: Path) -> PreTrainedModel:
     """The backbone with a finished LoRA run's adapters worked into its matrices."""
     backbone = load_model(Path(model))
-    config = peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
-    adapted: Any = peft.get_peft_model(backbone, config)
+    adapted: Any = peft.get_peft_model(backbone, lora_config())
     newest = newest_path(run / "checkpoints")
     assert newest is not None, f"{run} has no checkpoint"
     tensors = read(newest).tensors().read_all()

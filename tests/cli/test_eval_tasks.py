@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from retoken.cli.eval_view import as_values, print_report
-from retoken.eval.differences import Against
-from retoken.eval.paired import Difference
+from retoken.eval.differences import Against, Difference
 from retoken.eval.scores import Score
 from retoken.eval.tasks import TasksReport, default_out
 

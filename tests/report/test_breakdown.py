@@ -4,14 +4,14 @@ import re
 
 from retoken.eval import DomainLoss, HeldOut
 from retoken.eval.breakdown import GroupLoss
-from retoken.eval.pairing import Difference
+from retoken.eval.pairing import GroupDifference
 from retoken.report.breakdown import breakdown_panel
 from retoken.report.standalone import standalone
 
 
-def _difference(value: float, known: bool = True) -> Difference:
+def _difference(value: float, known: bool = True) -> GroupDifference:
     low, high = (value - 0.1, value + 0.1) if known else (None, None)
-    return Difference(val_loss=3 - value, difference=value, low=low, high=high, share=0.5)
+    return GroupDifference(val_loss=3 - value, difference=value, low=low, high=high, share=0.5)
 
 
 def _domain(name: str, groups: dict[str, int], paired: bool) -> DomainLoss:

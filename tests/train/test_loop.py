@@ -30,6 +30,17 @@ def timeless(out: Path) -> list[dict]:
     ]
 
 
+def cut_off(config, step: int = 10, **options) -> None:
+    """Train until the power fails behind that step."""
+
+    def crash(event):
+        if event["kind"] == "train" and event["step"] == step:
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, on_event=crash, **options)
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """Bit-equal weights, optimizer state and random state at the end; equal metrics, line for line."""
     a, b = (read(out / "checkpoints" / "step-000012").tensors().read_all() for out in (one, other))
@@ -127,12 +138,7 @@ def test_a_crash_resumes_bit_equal(make, tmp_path, variant):
     broken = make(out=tmp_path / "broken", **options)
     train(whole)
 
-    def crash(event):
-        if event["kind"] == "train" and event["step"] == 10:
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(broken, on_event=crash)
+    cut_off(broken)
     assert lines(broken.out)[-1]["step"] == 10
     train(broken)
     assert_same_run(whole.out, broken.out)
@@ -168,12 +174,7 @@ def test_dropout_resumes_bit_equal_too(make, tmp_path, gpt2_with_dropout):
     whole, stopped = (make(out=tmp_path / name, log_every=1, **options) for name in ("whole", "stopped"))
     train(whole)
 
-    def crash(event):
-        if event["kind"] == "train" and event["step"] == 6:
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(stopped, on_event=crash)
+    cut_off(stopped, 6)
     train(stopped)
     assert_same_run(whole.out, stopped.out)
 
@@ -270,12 +271,7 @@ def test_what_is_attached_trains_alone_and_resumes_bit_equal(make, tmp_path, var
     whole, broken = make(out=tmp_path / "whole", **options), make(out=tmp_path / "broken", **options)
     train(whole)
 
-    def crash(event):
-        if event["kind"] == "train" and event["step"] == 10:
-            raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(broken, on_event=crash)
+    cut_off(broken)
     train(broken)
     assert_same_run(whole.out, broken.out)
     before, after = (
@@ -306,14 +302,9 @@ def test_a_model_can_be_adapted_and_resumes_bit_equal(make, tmp_path):
         torch.manual_seed(0)
         return peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules="all-linear"), model)
 
-    def crash(event):
-        if event["kind"] == "train" and event["step"] == 10:
-            raise RuntimeError("power cut")
-
     whole, broken = (make(out=tmp_path / name, checkpoint_every=4) for name in ("whole", "broken"))
     train(whole, adapt=lora)
-    with pytest.raises(RuntimeError, match="power cut"):
-        train(broken, on_event=crash, adapt=lora)
+    cut_off(broken, adapt=lora)
     train(broken, adapt=lora)
     assert_same_run(whole.out, broken.out)
     start, end = (read(whole.out / "checkpoints" / f"step-{n:06d}").tensors().read_all() for n in (4, 12))

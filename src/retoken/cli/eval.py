@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -156,11 +156,10 @@ class Eval:
 
     def _check(self) -> None:
         if self.tasks:
-            self._refuse(
-                "with --tasks; accepted: --tasks without it", "data", "text", "max_tokens", "by", "plot"
-            )
+            others = ("data", "text", "max_tokens", "by", "counts", "plot")
+            self._refuse(others, " with --tasks; accepted: --tasks without it")
         else:
-            self._refuse("; accepted with --tasks only", "task_data", "limit", "dtype", "run_code", "out")
+            self._refuse(("task_data", "limit", "dtype", "run_code", "out"), "; accepted with --tasks only")
             self._check_breakdown()
         least = {"max_tokens": 0, "limit": 0, "batch_size": 1, "threads": 0, "context_length": 0}
         for name, low in least.items():
@@ -169,14 +168,13 @@ class Eval:
                     f"--{name.replace('_', '-')} is {getattr(self, name)}; accepted: {low} or more"
                 )
 
-    def _refuse(self, why: str, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value != type(self).__dataclass_fields__[name].default:
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Refuse options that the other kind of measurement has."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and value != field.default:
                 shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} is {shown}{why if why[0] == ';' else ' ' + why}"
-                )
+                raise ConfigError(f"--{field.name.replace('_', '-')} is {shown}{why}")
 
     def _check_breakdown(self) -> None:
         if not self.data and not self.text:

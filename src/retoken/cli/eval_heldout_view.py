@@ -20,7 +20,7 @@ from retoken.eval.pairing import LEAST_UNITS
 
 if TYPE_CHECKING:
     from retoken.eval.breakdown import GroupLoss
-    from retoken.eval.pairing import Difference
+    from retoken.eval.pairing import GroupDifference
 
 WIDTH = 110
 _WORDS = {
@@ -122,7 +122,7 @@ def _pair_columns(paired: object) -> tuple[str, ...]:
     return ("other", "difference", "95 % interval") if paired else ()
 
 
-def _pair(found: Difference | None) -> tuple[str, ...]:
+def _pair(found: GroupDifference | None) -> tuple[str, ...]:
     if found is None:
         return ()
     span = "–" if found.low is None or found.high is None else f"{signed(found.low)} to {signed(found.high)}"

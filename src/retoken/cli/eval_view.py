@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from retoken.eval.paired import Difference
+    from retoken.eval.differences import Difference
     from retoken.eval.scores import Score
     from retoken.eval.tasks import TasksReport
 

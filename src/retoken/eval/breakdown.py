@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retoken.eval.groups import Grouping
 from retoken.eval.material import UnitsOf
-from retoken.eval.pairing import Difference, differences
+from retoken.eval.pairing import GroupDifference, differences
 from retoken.train.world import World
 
 Sums = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ class GroupLoss:
     """Nats per token."""
     val_bits_per_byte: float | None
     """Bits per byte of the group's own text; None where it has none."""
-    against: Difference | None = None
+    against: GroupDifference | None = None
     """The same tokens by the other checkpoint."""
 
     def to_dict(self) -> dict[str, Any]:

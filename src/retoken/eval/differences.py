@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retoken.errors import ConfigError
 from retoken.eval.benchmarks import is_share
-from retoken.eval.paired import Difference, difference, mean_difference, resampled_means
+from retoken.eval.bootstrap import DRAWS, Array, drawn_means, interval
 from retoken.eval.results import ResultsFolder, TaskResult
 from retoken.eval.scores import BITS, Score, column_of
 
@@ -19,11 +19,20 @@ _SAME = ("harness", "data", "limit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Ours minus theirs, mean over items, with a percentile interval of 95 %."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
     """A number of a benchmark: how ours differs from theirs."""
 
     difference: Difference
-    means_R: NDArray[np.float64]
+    means_R: Array
     """Of R draws of documents."""
 
 
@@ -110,7 +119,7 @@ def _mean(compared: Mapping[str, Compared], wanted: int) -> Difference | None:
     return mean_difference(means, {name: one.means_R for name, one in compared.items()})
 
 
-def _column(mine: list[TaskResult], other: list[TaskResult], kind: str) -> NDArray[np.float64] | None:
+def _column(mine: list[TaskResult], other: list[TaskResult], kind: str) -> Array | None:
     one, two = column_of(mine, kind), column_of(other, kind)
     return None if one is None or two is None else one - two
 
@@ -129,3 +138,33 @@ def _same_items(mine: TaskResult, theirs: ResultsFolder) -> TaskResult:
                 "documents in the same order"
             )
     return other
+
+
+def resampled_means(values_NM: Array, name: str, *, seed: int = 0, resamples: int = DRAWS) -> Array:
+    """[resamples, M]: means of M numbers over N items drawn with replacement; the M share their draws.
+
+    Args:
+        values_NM: [N, M].
+        name: the benchmark's; with the seed it decides the draws, whatever else is measured beside it.
+        seed: of the draws.
+        resamples: how many.
+    """
+    chance = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return drawn_means(values_NM, np.ones_like(values_NM), chance, resamples)
+
+
+def difference(mean: float, means_R: Array) -> Difference:
+    """A mean with the interval of its resampled ones."""
+    low, high = interval(means_R)
+    return Difference(mean=float(mean), low=low, high=high)
+
+
+def mean_difference(differences: Mapping[str, float], means_R: Mapping[str, Array]) -> Difference:
+    """The mean over benchmarks, each counting once; items are drawn within each benchmark.
+
+    Args:
+        differences: {benchmark: mean difference}.
+        means_R: {benchmark: its resampled mean differences [R]}.
+    """
+    over = np.mean([means_R[name] for name in differences], axis=0)
+    return difference(float(np.mean(list(differences.values()))), over)

@@ -25,7 +25,7 @@ from retoken.eval.material import (
     store_material,
     text_material,
 )
-from retoken.eval.pairing import Difference
+from retoken.eval.pairing import GroupDifference
 from retoken.eval.parts import part_grouping
 from retoken.train.world import World
 
@@ -44,7 +44,7 @@ class DomainLoss:
     held_out: HeldOut
     against: HeldOut | None
     """The other checkpoint's, on the same tokens."""
-    difference: Difference | None
+    difference: GroupDifference | None
     """Over all tokens."""
     unit: str
     """What the intervals draw: "document" or "window"."""

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from retoken.compare.verdict import signed
 from retoken.eval import DomainLoss
-from retoken.eval.pairing import Difference
+from retoken.eval.pairing import GroupDifference
 from retoken.report.curves import MARKERS
 from retoken.report.palette import SERIES, stand_in
 from retoken.report.svg import Panel, panel
@@ -76,7 +76,7 @@ def _number(value: float, paired: bool) -> str:
 
 
 def _dots(number: int, domain: DomainLoss, paired: bool) -> list[Dot]:
-    def dot(kind: str, group: str, place: int, loss: float, against: Difference | None) -> Dot:
+    def dot(kind: str, group: str, place: int, loss: float, against: GroupDifference | None) -> Dot:
         if paired and against is not None:
             value, low, high = against.difference, against.low, against.high
         else:

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 
 from retoken.errors import ConfigError
-from retoken.eval.differences import against, check_comparable
-from retoken.eval.paired import difference, mean_difference, resampled_means
+from retoken.eval.differences import (
+    against,
+    check_comparable,
+    difference,
+    mean_difference,
+    resampled_means,
+)
 from retoken.eval.results import Item, Metric, ResultsFolder, TaskResult
 from retoken.eval.scores import mean_score, scores
 
