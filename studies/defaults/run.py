@@ -10,22 +10,19 @@ run. plot.py draws it.
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from grid import SIZES, STAGES, Trial, all_trials
 
+from retoken.study.ledger import Ledger
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
 from retoken.train.tables import TableOptions
 
 TABLE = Path(__file__).with_name("runs.csv")
-SORTED = ("stage", "size", "variant", "norm", "seed")
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "tokens_per_second")
 
 
@@ -59,30 +56,6 @@ def run_one(job: tuple[Trial, Path, Path]) -> tuple[Trial, TrainResult]:
     return trial, train(run_config(trial, stores, work))
 
 
-def key(row: dict[str, Any]) -> tuple[str, ...]:
-    """What a row of the table is about, as the file says it."""
-    return tuple(str(row[field.name]) for field in fields(Trial))
-
-
-def read_table() -> dict[tuple[str, ...], dict[str, Any]]:
-    """The runs that are known."""
-    if not TABLE.exists():
-        return {}
-    with TABLE.open(newline="") as file:
-        return {key(row): row for row in csv.DictReader(file)}
-
-
-def write_table(known: dict[tuple[str, ...], dict[str, Any]]) -> None:
-    """All runs so far as CSV, atomically."""
-    rows = sorted(known.values(), key=lambda row: [str(row[k]) for k in SORTED])
-    new = TABLE.with_suffix(".new")
-    with new.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(new, TABLE)
-
-
 def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(
@@ -94,14 +67,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
-    known = read_table()
+    ledger = Ledger(TABLE, [field.name for field in fields(Trial)], MEASURED)
     trials = [trial for stage in args.stages for trial in all_trials(stage)]
-    jobs = [(t, args.stores, args.work) for t in trials if args.again or key(asdict(t)) not in known]
+    jobs = [(t, args.stores, args.work) for t in trials if args.again or not ledger.has(asdict(t))]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
-            row = asdict(trial) | {name: getattr(result, name) for name in MEASURED}
-            known[key(row)] = row
-            write_table(known)
+            ledger.add(asdict(trial), result)
             print(f"{number}/{len(jobs)} {trial.stage} {trial.name}: {result.val_loss:.4f}", flush=True)
 
 

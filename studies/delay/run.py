@@ -9,15 +9,14 @@ Runs that runs.csv beside this file has are not made again; it is written after 
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from retoken import presets
 from retoken.config import MoRTConfig
+from retoken.study.ledger import Ledger
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
@@ -82,28 +81,6 @@ def run_one(job: tuple[Trial, Path, Path]) -> tuple[Trial, TrainResult]:
     return trial, train(config)
 
 
-def read_table() -> dict[tuple[str, ...], dict[str, Any]]:
-    """The runs that are known, by what they are."""
-    if not TABLE.exists():
-        return {}
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return {_key(row): row for row in csv.DictReader(file)}
-
-
-def _key(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in Trial.__dataclass_fields__)
-
-
-def write_table(known: dict[tuple[str, ...], dict[str, Any]]) -> None:
-    """All runs so far as CSV, atomically."""
-    new = TABLE.with_suffix(".new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*Trial.__dataclass_fields__, *MEASURED], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(known[key] for key in sorted(known))
-    os.replace(new, TABLE)
-
-
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(
@@ -113,13 +90,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
-    known = read_table()
-    jobs = [(t, args.stores, args.work) for t in all_trials() if _key(asdict(t)) not in known]
+    ledger = Ledger(TABLE, [field.name for field in fields(Trial)], MEASURED)
+    jobs = [(t, args.stores, args.work) for t in all_trials() if not ledger.has(asdict(t))]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
-            row = asdict(trial) | {name: getattr(result, name) for name in MEASURED}
-            known[_key(row)] = row
-            write_table(known)
+            ledger.add(asdict(trial), result)
             print(f"{number}/{len(jobs)} {trial.name}: {result.val_loss:.4f}", flush=True)
 
 

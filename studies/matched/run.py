@@ -13,9 +13,7 @@ not made again; both are written after every run. summary.py makes the table of 
 from __future__ import annotations
 
 import argparse
-import csv
 import multiprocessing
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import Any
 from retoken import presets
 from retoken.compare.variants import attached
 from retoken.config import MoRTConfig, ReTokenConfig
+from retoken.study.ledger import Ledger, Row
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
@@ -68,7 +67,9 @@ class Trial:
         return "_".join(str(value) for value in asdict(self).values())
 
 
-Known = dict[tuple[str, ...], dict[str, Any]]
+def ledger_of(path: Path) -> Ledger:
+    """The table of runs at `path`."""
+    return Ledger(path, [field.name for field in fields(Trial)], MEASURED)
 
 
 def tuning() -> list[Trial]:
@@ -80,7 +81,7 @@ def tuning() -> list[Trial]:
     return found
 
 
-def trials(tuned: Known) -> list[Trial]:
+def trials(tuned: list[Row]) -> list[Trial]:
     """All runs, seed by seed, so that what is there early can be compared."""
     best = best_rates(tuned)
     found = []
@@ -95,10 +96,10 @@ def trials(tuned: Known) -> list[Trial]:
     return found
 
 
-def best_rates(tuned: Known) -> dict[tuple[int, str], float]:
+def best_rates(tuned: list[Row]) -> dict[tuple[int, str], float]:
     """The rate of the lowest loss by size and variant."""
     best: dict[tuple[int, str], tuple[float, float]] = {}
-    for row in tuned.values():
+    for row in tuned:
         if row["variant"] not in NO_TABLES:
             key, found = (int(row["size"]), row["variant"]), (float(row["val_loss"]), float(row["rate"]))
             best[key] = min(best.get(key, found), found)
@@ -131,14 +132,14 @@ def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> Tr
     )
 
 
-def slower(trial: Trial, known: Known) -> float | None:
+def slower(trial: Trial, known: list[Row]) -> float | None:
     """Time of the slowest of ReToken, or MoRT, over the baseline's on this seed; None: not known yet."""
     if trial.variant != "longer":
         return 1.0
     name = {1: "retoken", 5: "mort"}[trial.size]
     times = {
         row["variant"]: float(row["tokens_per_second"])
-        for row in known.values()
+        for row in known
         if (row["preset"], row["variant"]) in ((trial.preset, "baseline"), (trial.preset, name))
         and row["seed"] == str(trial.seed)
     }
@@ -151,42 +152,15 @@ def run_one(job: tuple[Trial, Path, Path, float]) -> tuple[Trial, TrainResult]:
     return trial, train(config_of(trial, stores, work, longer))
 
 
-def read_table(path: Path) -> Known:
-    """The runs that are known, by what they are."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {_key(row): row for row in csv.DictReader(file)}
-
-
-def _key(row: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(str(row[field.name]) for field in fields(Trial))
-
-
-def write_table(path: Path, known: Known) -> None:
-    """All runs so far as CSV, atomically."""
-    new = path.with_suffix(".new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*(f.name for f in fields(Trial)), *MEASURED], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(known[key] for key in sorted(known))
-    os.replace(new, path)
-
-
-def make(pool: Any, wanted: Iterable[Trial], path: Path, stores: Path, work: Path) -> Known:
+def make(pool: Any, wanted: Iterable[Trial], ledger: Ledger, stores: Path, work: Path) -> None:
     """Run what is missing of `wanted`; what waits for another run's time comes last."""
-    known = read_table(path)
-    missing = [trial for trial in wanted if _key(asdict(trial)) not in known]
+    missing = [trial for trial in wanted if not ledger.has(asdict(trial))]
     for waits in (False, True):
         turn = [trial for trial in missing if (trial.variant == "longer") is waits]
-        jobs = [(trial, stores, work, times) for trial in turn if (times := slower(trial, known))]
+        jobs = [(trial, stores, work, times) for trial in turn if (times := slower(trial, ledger.rows))]
         for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
-            row = {key: str(value) for key, value in asdict(trial).items()}
-            row |= {name: getattr(result, name) for name in MEASURED}
-            known[_key(row)] = row
-            write_table(path, known)
+            ledger.add(asdict(trial), result)
             print(f"{number}/{len(jobs)} {trial.name}: {result.val_loss:.4f}", flush=True)
-    return known
 
 
 def main() -> None:
@@ -201,9 +175,9 @@ def main() -> None:
     args = parser.parse_args()
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         if args.what == "tune":
-            make(pool, tuning(), TUNED, args.stores, args.work)
+            make(pool, tuning(), ledger_of(TUNED), args.stores, args.work)
         else:
-            make(pool, trials(read_table(TUNED)), RUNS, args.stores, args.work)
+            make(pool, trials(ledger_of(TUNED).rows), ledger_of(RUNS), args.stores, args.work)
 
 
 if __name__ == "__main__":

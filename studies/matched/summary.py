@@ -1,6 +1,7 @@
-"""The table of README.md out of runs.csv: python studies/matched/summary.py
+"""The tables of README.md: python studies/matched/summary.py, after `run.py tune` and after `run.py train`.
 
-Differences are to the baseline of the same size and seed; intervals are 95 %, Student's t over the seeds.
+Of the tuning runs, the loss at each variant's best rate. Of the others, differences to the baseline of the same
+size and seed, with 95 % intervals by Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from scipy import stats
 
 from retoken.compare.verdict import title
 
-TABLE = Path(__file__).with_name("runs.csv")
+TUNED, TABLE = (Path(__file__).with_name(name) for name in ("tune.csv", "runs.csv"))
 Runs = dict[tuple[str, int, str], dict[int, dict[str, str]]]
 """(preset, size, variant) -> seed -> its row."""
 
@@ -61,10 +62,28 @@ def line(key: tuple[str, int, str], runs: Runs) -> str:
     return "| " + " | ".join(cells) + (f" | ({count} seeds)" if count < 3 else "") + " |"
 
 
+def tuned() -> list[str]:
+    """The tuning runs: each variant at its best rate, by size and loss."""
+    best: dict[tuple[int, str], tuple[float, float]] = {}
+    with TUNED.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            key, found = (int(row["size"]), row["variant"]), (float(row["val_loss"]), float(row["rate"]))
+            best[key] = min(best.get(key, found), found)
+    return [
+        f"| {f'{size}x' if size else '-'} | {title(name)} | {loss:.3f} | {rate:g} |"
+        for (size, name), (loss, rate) in sorted(best.items(), key=lambda each: (each[0][0], each[1]))
+    ]
+
+
 def main() -> None:
-    """Print it, by size and loss."""
+    """Print what is there, by size and loss."""
+    print("\n".join(["| tables | variant | held-out loss | rate |", "|---|---|---|---|", *tuned()]))
+    if not TABLE.exists():
+        return
     runs = read()
-    print("| backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time |")
+    print(
+        "\n| backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):
         print(line(key, runs))

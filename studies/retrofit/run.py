@@ -11,8 +11,6 @@ same tokenizer. Runs that runs.csv beside this file has are not made again. WORK
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from retoken.checkpoint.folders import newest_path, read
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.data.tokens import TokenStore
 from retoken.eval import evaluate_store, open_checkpoint
+from retoken.study.ledger import Ledger
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
@@ -35,8 +34,8 @@ from retoken.train.setup import load_model
 from retoken.train.world import open_world
 
 TABLE = Path(__file__).with_name("runs.csv")
-COLUMNS = ("way", "seed", "tokens", "trained_params", "stored_params", "val_loss", "elsewhere_loss")
-COLUMNS += ("train_seconds", "tokens_per_second", "peak_memory_bytes")
+MEASURED = ("tokens", "trained_params", "stored_params", "val_loss", "elsewhere_loss")
+MEASURED += ("train_seconds", "tokens_per_second", "peak_memory_bytes")
 SEEDS = (0, 1, 2)
 LORA_RANK = 16
 LAYERS = (0, 1, 2)
@@ -138,7 +137,7 @@ def elsewhere(args: argparse.Namespace, model: Path) -> float:
     return found.val_loss
 
 
-def run_one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+def run_one(args: argparse.Namespace, name: str, seed: int) -> tuple[dict[str, Any], TrainResult]:
     """Train one way on one seed, write its model folder, measure it."""
     config = config_of(args, name, seed)
     result = train(config, adapt=lora if WAYS[name].lora else None)
@@ -146,43 +145,17 @@ def run_one(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     if WAYS[name].lora and not folder.exists():
         merged(args.model, config.out).save_pretrained(folder)
         TokenStore.open(args.store).tokenizer().save_pretrained(folder)
-    row = {key: getattr(result, key) for key in COLUMNS if hasattr(result, key)}
-    trained = trained_params(config, result)
-    return row | {
-        "way": name,
-        "seed": seed,
-        "trained_params": trained,
-        "elsewhere_loss": elsewhere(args, folder),
-    }
+    found = {"trained_params": trained_params(config), "elsewhere_loss": elsewhere(args, folder)}
+    return {"way": name, "seed": seed, **found}, result
 
 
-def trained_params(config: TrainConfig, result: TrainResult) -> int:
+def trained_params(config: TrainConfig) -> int:
     """Parameters that the optimizer moved, by its state in the last checkpoint."""
     newest = newest_path(config.out / "checkpoints")
     assert newest is not None, f"{config.out} has no checkpoint"
-    index = read(newest).tensors().index
-    moved = {
-        key.removeprefix("optimizer.").rpartition(".")[0] for key in index if key.startswith("optimizer.")
-    }
+    index, state = read(newest).tensors().index, "optimizer."
+    moved = {key.removeprefix(state).rpartition(".")[0] for key in index if key.startswith(state)}
     return sum(torch.Size(index[name].spec.shape).numel() for name in moved if name in index)
-
-
-def read_table() -> list[dict[str, Any]]:
-    """The runs that are known."""
-    if not TABLE.exists():
-        return []
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write_table(rows: list[dict[str, Any]]) -> None:
-    """All runs so far as CSV, atomically."""
-    new = TABLE.with_suffix(".new")
-    with new.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(new, TABLE)
 
 
 def main() -> None:
@@ -199,17 +172,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     args = parser.parse_args()
-    rows = read_table()
-    done = {(row["way"], str(row["seed"])) for row in rows}
+    ledger = Ledger(TABLE, ("way", "seed"), MEASURED)
     for seed in SEEDS:
         for name in args.ways:
-            if (name, str(seed)) not in done:
+            if not ledger.has({"way": name, "seed": seed}):
                 start = time.perf_counter()
-                rows.append(run_one(args, name, seed))
-                write_table(rows)
+                found, result = run_one(args, name, seed)
+                ledger.add(found, result)
                 print(
-                    f"{name} {seed}: {rows[-1]['val_loss']:.4f}, {time.perf_counter() - start:.0f} s",
-                    flush=True,
+                    f"{name} {seed}: {result.val_loss:.4f}, {time.perf_counter() - start:.0f} s", flush=True
                 )
 
 
