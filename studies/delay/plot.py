@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import statistics
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from retoken.compare.stats import mean_interval
+
 HERE = Path(__file__).parent
 COLOURS = {"post_attention": "#c2571a", "block_input": "#2a6fb0"}
-T95 = {2: 4.303}
-"""Two-sided 95 % quantile of Student's t with two degrees of freedom: three seeds."""
 
 Key = tuple[str, str, int]
 
@@ -36,9 +35,8 @@ def read() -> tuple[dict[Key, dict[int, float]], dict[str, dict[int, float]]]:
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float]:
     """Mean difference over seeds, and half of its 95 % interval."""
-    each = [ours[seed] - theirs[seed] for seed in sorted(ours)]
-    half = T95[len(each) - 1] * statistics.stdev(each) / len(each) ** 0.5
-    return statistics.fmean(each), half
+    mean, half = mean_interval(ours[seed] - theirs[seed] for seed in sorted(ours))
+    return mean, half or 0.0
 
 
 def table() -> list[str]:

@@ -10,9 +10,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from scipy import stats
-
-from retoken.compare.verdict import title
+from retoken.compare.verdict import plus_minus, title
 
 TUNED, TABLE = (Path(__file__).with_name(name) for name in ("tune.csv", "runs.csv"))
 Runs = dict[tuple[str, int, str], dict[int, dict[str, str]]]
@@ -28,17 +26,9 @@ def read() -> Runs:
     return found
 
 
-def paired(ours: dict[int, dict[str, str]], base: dict[int, dict[str, str]]) -> tuple[float, float, int]:
-    """Mean difference of the loss to the baseline of the same seed, half its interval, and the pairs."""
-    differences = [
-        float(ours[seed]["val_loss"]) - float(base[seed]["val_loss"]) for seed in sorted(ours.keys() & base)
-    ]
-    count = len(differences)
-    mean = sum(differences) / count
-    if count < 2:
-        return mean, float("nan"), count
-    half = stats.t.ppf(0.975, count - 1) * stats.tstd(differences) / count**0.5
-    return mean, float(half), count
+def paired(ours: dict[int, dict[str, str]], base: dict[int, dict[str, str]]) -> list[float]:
+    """Differences of the loss to the baseline of the same seed."""
+    return [float(ours[s]["val_loss"]) - float(base[s]["val_loss"]) for s in sorted(ours.keys() & base)]
 
 
 def mean(rows: dict[int, dict[str, str]], name: str) -> float:
@@ -50,16 +40,15 @@ def line(key: tuple[str, int, str], runs: Runs) -> str:
     """One row of the table."""
     preset, size, variant = key
     ours, base = runs[key], runs[preset, 0, "baseline"]
-    difference, half, count = paired(ours, base)
     losses = ", ".join(f"{float(ours[seed]['val_loss']):.3f}" for seed in sorted(ours))
     seconds = mean(ours, "train_seconds") / mean(base, "train_seconds")
     stored, flops = mean(ours, "stored_params"), mean(ours, "flops_per_token") / mean(base, "flops_per_token")
     cells = [
         *(preset, f"{size}x" if size else "-", title(variant), losses),
-        f"{difference:+.3f} ± {half:.3f}" if variant != "baseline" else "-",
+        "-" if variant == "baseline" else plus_minus(paired(ours, base)),
         *(f"{stored / 1e6:.2f}M", f"{flops:.2f}", f"{seconds:.2f}"),
     ]
-    return "| " + " | ".join(cells) + (f" | ({count} seeds)" if count < 3 else "") + " |"
+    return "| " + " | ".join(cells) + " |"
 
 
 def tuned() -> list[str]:

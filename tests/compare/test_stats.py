@@ -5,8 +5,8 @@ import math
 import pytest
 
 from retoken.compare.runs import RunRecord
-from retoken.compare.stats import effects, spread, t95
-from retoken.compare.verdict import detail, headline, listed, signed
+from retoken.compare.stats import effects, mean_interval, spread, t95
+from retoken.compare.verdict import detail, headline, listed, plus_minus, signed
 
 
 def record(name: str, seed: int, loss: float, *, speed: float = 100.0, bits: float | None = 1.0) -> RunRecord:
@@ -33,6 +33,18 @@ def runs(**losses: list[float]) -> list[RunRecord]:
 def test_spread_is_the_sample_standard_deviation_and_one_seed_has_none() -> None:
     assert spread([1.0, 3.0]).std == pytest.approx(math.sqrt(2))
     assert spread([1.0]).std is None
+
+
+def test_the_interval_of_a_mean_is_students() -> None:
+    mean, half = mean_interval([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    assert half == pytest.approx(4.303 * math.sqrt(7 / 3) / math.sqrt(3))
+    assert plus_minus([1.0, 2.0, 4.0]) == "+2.333 ± 3.795"
+
+
+def test_one_value_has_no_interval() -> None:
+    assert mean_interval([1.5]) == (1.5, None)
+    assert plus_minus([1.5], 1, sign="") == "1.5 ± ?"
 
 
 def test_two_variants_give_the_paired_t_test() -> None:

@@ -65,6 +65,14 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(mean=float(array.mean()), std=std, count=int(array.size))
 
 
+def mean_interval(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean, and half of its 95 % interval by Student's t; None with one value."""
+    found = spread(values)
+    if found.std is None:
+        return found.mean, None
+    return found.mean, t95(found.count - 1) * found.std / found.count**0.5
+
+
 def bits_spread(ours: Sequence[RunRecord], theirs: Sequence[RunRecord] | None = None) -> Spread | None:
     """Spread of bits per byte, or of its paired differences; None where a run has no such number."""
     mine = [record.val_bits_per_byte for record in ours]

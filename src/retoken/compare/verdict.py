@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from retoken.compare.stats import Effect
+from retoken.compare.stats import Effect, mean_interval
 
 TITLES = {
     "baseline": "baseline",
@@ -34,6 +34,12 @@ def signed(value: float, digits: int = 3) -> str:
     if float(text) == 0:
         return text
     return f"{MINUS if value < 0 else '+'}{text}"
+
+
+def plus_minus(values: Iterable[float], digits: int = 3, sign: str = "+") -> str:
+    """Mean and half of its 95 % interval, which one value does not have; `sign` as in a format."""
+    mean, half = mean_interval(values)
+    return f"{mean:{sign}.{digits}f} ± {'?' if half is None else f'{half:.{digits}f}'}"
 
 
 def listed(names: Iterable[str]) -> str:
