@@ -1,13 +1,14 @@
 """The table of runs: what is read, what is refused and how it is said."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retoken.errors import DataError
-from retoken.scaling.costs import cost_of, over_convention, overhead
+from retoken.scaling.costs import cost_of, of_counted_params, over_convention, overhead
 from retoken.scaling.pairs import paired
 from retoken.scaling.runs import COLUMNS, Runs, joined, read, write
 
@@ -124,3 +125,18 @@ def test_counted_flops_and_the_convention(exact: Runs) -> None:
     assert overhead(runs, "mort") == pytest.approx(0.02)
     assert over_convention(exact) == pytest.approx(1.0)
     assert cost_of(runs, "6nd").scale == 6
+
+
+def test_counted_parameters_are_what_the_backbone_alone_takes(exact: Runs) -> None:
+    counted = 40 * exact.compute_params**0.9 * exact.tokens * np.where(exact.variant == "mort", 1.02, 1.0)
+    runs = of_counted_params(replace(exact, flops=counted))
+    assert runs.compute_params == pytest.approx(40 * exact.compute_params**0.9 / 6)
+    assert runs.eta == pytest.approx(exact.table_params / runs.compute_params)
+    cost = cost_of(runs, "counted")
+    assert (cost.scale, cost.power) == pytest.approx((6, 1))
+    assert overhead(runs, "mort") == pytest.approx(0.02)
+
+
+def test_counted_parameters_need_a_baseline_of_every_size(exact: Runs) -> None:
+    with pytest.raises(DataError, match="no run of the variant 'baseline' at N_c"):
+        of_counted_params(exact.of_variant("mort"))

@@ -10,7 +10,7 @@ import tyro
 
 from retoken.errors import ConfigError
 from retoken.scaling.bootstrap import bootstrap
-from retoken.scaling.costs import cost_of
+from retoken.scaling.costs import COUNTED_PARAMS, cost_of, of_counted_params
 from retoken.scaling.fit import Fit, fit
 from retoken.scaling.identify import findings
 from retoken.scaling.model import Model, model_of
@@ -31,6 +31,9 @@ class FitOptions:
     """Form of the gain gamma * eta as eta grows; constant is the paper's."""
     flops: Literal["6nd", "counted"] = "6nd"
     """What a budget buys: tokens at 6 N_c FLOPs each, or at those counted."""
+    params: Literal["activated", "counted"] = "activated"
+    """What N is: parameters without embedding and head, or FLOPs counted a token over 6, which have both
+    the head and attention; then eta is over it, and a budget is in counted FLOPs."""
     draws: int = 400
     """Bootstrap draws; 0: no intervals."""
     method: Literal["wild", "runs"] = "wild"
@@ -53,11 +56,17 @@ class FitOptions:
         found = fit(runs, self.law, self.gamma, delta=self.delta or None)
         drawn = bootstrap(found, self.draws, method=self.method, seed=self.seed) if self.draws else None
         cost = cost_of(runs, self.flops)
-        return found, model_of(found, drawn, cost, findings(found, cost, drawn))
+        notes = findings(found, cost, drawn)
+        return found, model_of(found, drawn, cost, (*notes, *([COUNTED_PARAMS] if self._counted else [])))
 
     def read(self) -> Runs:
         """Runs of one backbone."""
-        return read(self.runs).one_backbone(self.backbone)
+        runs = read(self.runs).one_backbone(self.backbone)
+        return of_counted_params(runs) if self._counted else runs
+
+    @property
+    def _counted(self) -> bool:
+        return self.params == "counted"
 
 
 def check_level(level: float) -> None:

@@ -1,7 +1,8 @@
-"""Which FLOPs a budget is counted in: the paper's C = 6 N_c D, or those a run really took."""
+"""Which FLOPs a budget is counted in, and which parameters a law is of: the paper's, or those counted."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,6 +12,8 @@ from retoken.scaling.laws import PAPER_COST, Array, Cost
 from retoken.scaling.runs import BASELINE, Runs, different
 
 Convention = Literal["6nd", "counted"]
+COUNTED_PARAMS = "N is counted FLOPs a token over 6, head and attention included, and eta is over it"
+"""What a fit to `of_counted_params` must be read with."""
 
 
 def cost_of(runs: Runs, convention: Convention) -> Cost:
@@ -39,6 +42,31 @@ def cost_of(runs: Runs, convention: Convention) -> Cost:
     scale = float(np.exp((y - power * x).mean()))
     off = np.expm1(np.log(scale) + power * x - y)
     return Cost(scale=scale, power=power, counted=True, spread=float(np.abs(off).max()))
+
+
+def of_counted_params(runs: Runs) -> Runs:
+    """The same runs, N and eta by what a token of the plain backbone was counted to take.
+
+    N = F / 6, so that 6 N D is the baseline's counted FLOPs and no power law stands in between. Small
+    backbones are mostly head, which N_c leaves out: exponents of N_c then say little of larger ones
+    (Pearce and Song, "Reconciling Kaplan and Chinchilla Scaling Laws", 2024).
+
+    Raises:
+        DataError: a size without a run of the baseline.
+    """
+    base = runs.of_variant(BASELINE)
+    counted = {
+        float(n): float(f / (6 * d))
+        for n, f, d in zip(base.compute_params, base.flops, base.tokens, strict=True)
+    }
+    missing = sorted({float(n) for n in runs.compute_params} - counted.keys())
+    if missing:
+        raise DataError(
+            f"no run of the variant {BASELINE!r} at N_c {missing[0]:g} to count FLOPs of; accepted: one at "
+            "every size"
+        )
+    params = np.array([counted[float(n)] for n in runs.compute_params], dtype=np.float64)
+    return replace(runs, compute_params=params, eta=runs.table_params / params)
 
 
 def over_convention(runs: Runs) -> Array:
