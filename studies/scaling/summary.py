@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import linregress
 
-from retoken.compare.stats import mean_interval
+from retoken.compare.stats import mean_interval, t95
 from retoken.compare.verdict import plus_minus
 from retoken.scaling.etalaw import fit_eta_law
 from retoken.study.cell import CONTROLS
@@ -116,22 +117,16 @@ def gains(runs: Backbone) -> Iterable[list[str]]:
 def constancy(runs: Backbone) -> Iterable[list[str]]:
     """How the relative gain changes with compute: Eq. 15 says that it does not."""
     for name in runs.names:
-        slopes, seeds = (
-            [],
-            sorted({seed for (_, n), group in runs.groups.items() if n == name for seed in group}),
-        )
-        for seed in seeds:
-            points = [
-                (math.log10(budget), 100 * (1 - a.loss / b.loss))
-                for budget in runs.budgets
-                for a, b in runs.pairs(budget, name)
-                if a.seed == seed
-            ]
-            if len(points) > 1:
-                slopes.append(float(np.polyfit(*zip(*points, strict=True), deg=1)[0]))
-        if slopes:
-            each = [100 * (1 - a.loss / b.loss) for x in runs.budgets for a, b in runs.pairs(x, name)]
-            yield [name, f"{np.mean(each):.2f} %", plus_minus(slopes, 2)]
+        points = [
+            (math.log10(budget), 100 * (1 - a.loss / b.loss))
+            for budget in runs.budgets
+            for a, b in runs.pairs(budget, name)
+        ]
+        mean = f"{np.mean([gain for _, gain in points]):.2f} %"
+        if len(points) > 2 and len(dict(points)) > 1:
+            line = linregress(*zip(*points, strict=True))
+            half = t95(len(points) - 2) * line.stderr
+            yield [name, mean, f"{line.slope:+.2f} ± {half:.2f}"]
 
 
 def eta(runs: Backbone) -> Iterable[list[str]]:
