@@ -19,9 +19,10 @@ from lm_eval.tasks import TaskManager
 
 import retoken
 from retoken.errors import CheckpointError, ConfigError, DataError
-from retoken.eval import harness, open_checkpoint
+from retoken.eval import harness, harness_model, open_checkpoint
 from retoken.eval.harness_model import HarnessModel
 from retoken.eval.results import ResultsFolder
+from retoken.eval.shared_contexts import Question, log_likelihoods
 from retoken.eval.task_data import PackageTasks
 from retoken.eval.tasks import TasksConfig, TasksReport, evaluate_tasks
 from retoken.train.world import World
@@ -69,7 +70,7 @@ def test_the_numbers_are_the_harness_s_own(
     tiny_run: Run, packaged: PackageTasks, measure: Callable[..., TasksReport]
 ) -> None:
     model = tiny_run("baseline") / "model"
-    folder = ResultsFolder.open(measure(model, *CHOSEN).out)
+    folder = ResultsFolder.open(measure(model, *CHOSEN, share_contexts=False).out)
     lm = HFLM(str(model), device="cpu", dtype="float32", batch_size=3, max_length=256)
     definitions = packaged.definitions(harness.own_definitions(), harness.version())
     manager = TaskManager(include_path=definitions, include_defaults=False)
@@ -85,6 +86,32 @@ def test_the_numbers_are_the_harness_s_own(
             assert item.hash == sample["doc_hash"]
             assert item.log_likelihoods == tuple(answer[0] for answer in sample["filtered_resps"])
             assert item.values == {name: sample[name] for name in sample["metrics"]}
+
+
+def test_questions_computed_once_give_the_harness_s_numbers(
+    tiny_run: Run, measure: Callable[..., TasksReport]
+) -> None:
+    model = tiny_run("mort") / "model"
+    told = Silent()
+    shared = ResultsFolder.open(measure(model, *CHOSEN, told=told).out)
+    alone = ResultsFolder.open(measure(model, *CHOSEN, out="alone", share_contexts=False).out)
+    for task in CHOSEN:
+        ours, theirs = shared.read(task), alone.read(task)
+        assert ours.metrics.keys() == theirs.metrics.keys()
+        for item, other in zip(ours.items, theirs.items, strict=True):
+            assert item.hash == other.hash
+            assert item.log_likelihoods == pytest.approx(other.log_likelihoods, abs=1e-4)
+        assert [done for done, _ in told.told[task]] == list(range(len(told.told[task])))
+        assert told.told[task][-1][0] == told.told[task][-1][1]
+
+
+def test_rows_by_bigrams_are_looked_up_without_a_cache(
+    tiny_run: Run, measure: Callable[..., TasksReport]
+) -> None:
+    model = tiny_run("bigram") / "model"
+    shared = ResultsFolder.open(measure(model, "arc_easy").out)
+    alone = ResultsFolder.open(measure(model, "arc_easy", out="alone", share_contexts=False).out)
+    assert shared.read("arc_easy").items == alone.read("arc_easy").items
 
 
 def test_the_gold_answer_s_bits_are_over_its_bytes(
@@ -132,35 +159,44 @@ def test_packed_and_folded_rows_are_measured_like_parameters(
         assert bits == pytest.approx(plain.scores[0].gold_bits_per_byte, rel=1e-5)
 
 
+@pytest.mark.parametrize(("shared", "batch_size", "done"), [(False, 3, 9), (True, 4, 16)])
 def test_a_task_that_was_stopped_goes_on_and_asks_nothing_twice(
-    tiny_run: Run, measure: Callable[..., TasksReport], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tiny_run("baseline")
-    whole = measure(run, "piqa", "hellaswag", out="whole")
-    call, asked = HarnessModel._model_call, []
+    shared: bool, batch_size: int, done: int, tiny_run: Run, measure: Callable[..., TasksReport],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run, options = tiny_run("baseline"), {"share_contexts": shared, "batch_size": batch_size}
+    whole = measure(run, "piqa", "hellaswag", out="whole", **options)
+    asked: list[int] = []
 
-    def count(self: Any, tokens: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
-        if len(asked) == stop_at:
-            raise KeyboardInterrupt
-        asked.append(len(tokens))
-        return call(self, tokens, *rest, **options)
+    def counted(call: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
+        def count(model: Any, batch: Any, *rest: Any, **options: Any) -> Any:
+            if len(asked) == stop_at:
+                raise KeyboardInterrupt
+            asked.append(size(batch))
+            return call(model, batch, *rest, **options)
 
-    monkeypatch.setattr(HarnessModel, "_model_call", count)
-    stop_at = 8  # after piqa's 14 requests and 9 of hellaswag's 28
+        return count
+
+    def continuations(batch: list[Question]) -> int:
+        return sum(len(question.continuations) for question in batch)
+
+    monkeypatch.setattr(HarnessModel, "_model_call", counted(HarnessModel._model_call, len))
+    monkeypatch.setattr(harness_model, "log_likelihoods", counted(log_likelihoods, continuations))
+    stop_at = 8  # after all of piqa's 14 requests and some of hellaswag's 28
     with pytest.raises(KeyboardInterrupt):
-        measure(run, "piqa", "hellaswag")
+        measure(run, "piqa", "hellaswag", **options)
     stopped = sum(asked)
     stop_at, told = -1, Silent()
-    again = measure(run, "piqa", "hellaswag", told=told)
+    again = measure(run, "piqa", "hellaswag", told=told, **options)
     assert stopped < sum(asked) == 14 + 28
-    assert told.told.keys() == {"hellaswag"} and told.told["hellaswag"][0] == (9, 28)
+    assert told.told.keys() == {"hellaswag"} and told.told["hellaswag"][0] == (done, 28)
     assert told.told["hellaswag"][-1] == (28, 28)
     for one, two in zip(whole.scores, again.scores, strict=True):
         assert one.metrics == two.metrics
         assert one.gold_bits_per_byte == pytest.approx(two.gold_bits_per_byte, rel=1e-6)
     assert not (again.out / "partial").exists()
     asked.clear()
-    assert measure(run, "hellaswag").scores == again.scores[1:] and not asked
+    assert measure(run, "hellaswag", **options).scores == again.scores[1:] and not asked
 
 
 def test_requests_longer_than_the_context_are_counted(
@@ -212,4 +248,4 @@ def test_a_model_that_gives_no_numbers_is_refused(
 
     monkeypatch.setattr(HarnessModel, "_model_call", broken)
     with pytest.raises(CheckpointError, match="piqa: document 0 has a log-likelihood that is not finite"):
-        measure(tiny_run("baseline"), "piqa")
+        measure(tiny_run("baseline"), "piqa", share_contexts=False)

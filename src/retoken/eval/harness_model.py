@@ -11,6 +11,7 @@ from lm_eval.models.huggingface import HFLM
 from retoken.eval.answers import Answers, Key, key_of
 from retoken.eval.harness import quiet
 from retoken.eval.loading import Loaded
+from retoken.eval.shared_contexts import batches, log_likelihoods, questions
 
 Progress = Callable[[int, int], None]
 """Told (answers there, answers wanted)."""
@@ -19,13 +20,17 @@ Progress = Callable[[int, int], None]
 class HarnessModel(HFLM):
     """The harness's own wrapper of a transformers model; keeps answers as they come, and asks none twice."""
 
-    def __init__(self, loaded: Loaded, *, batch_size: int, context_length: int = 0) -> None:
+    def __init__(
+        self, loaded: Loaded, *, batch_size: int, context_length: int = 0, share_contexts: bool = True
+    ) -> None:
         """Wraps the model as it is, where it is.
 
         Args:
             loaded: a checkpoint with its tokenizer.
             batch_size: requests of a forward pass.
             context_length: tokens of a request, at most; 0: what the harness reads from the model's config.
+            share_contexts: compute the context of several requests once, where the model may use a cache;
+                False: every pass is the harness's own.
         """
         tokenizer = loaded.need_tokenizer()
         with quiet():
@@ -38,6 +43,8 @@ class HarnessModel(HFLM):
                 # Of bfloat16 logits a log-likelihood has two digits otherwise; float32 ones stay as they are.
                 softmax_dtype="float32",
             )
+        # Rows by more than the token are looked up without a cache.
+        self._shares = share_contexts and loaded.model.config.get_text_config().use_cache
         self._answers: Answers | None = None
         self._cut: set[Key] = set()
         self._on_progress: Progress = lambda done, total: None
@@ -85,7 +92,26 @@ class HarnessModel(HFLM):
 
     def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **options: Any) -> list[Any]:
         room = self.max_length + 1
-        for asked, context, continuation in requests:
-            if asked is not None and len(context) + len(continuation) > room:
+        fits = [len(context) + len(continuation) <= room for _, context, continuation in requests]
+        for (asked, *_), whole in zip(requests, fits, strict=True):
+            if asked is not None and not whole:
                 self._cut.add(key_of("loglikelihood", asked))
-        return super()._loglikelihood_tokens(requests, *args, **options)
+        found = self._shared(requests, fits) if self._shares else {}
+        rest = [number for number in range(len(requests)) if number not in found]
+        own = super()._loglikelihood_tokens([requests[number] for number in rest], *args, **options)
+        found |= dict(zip(rest, own, strict=True))
+        return [found[number] for number in range(len(requests))]
+
+    def _shared(self, requests: list[Any], fits: list[bool]) -> dict[int, tuple[float, bool]]:
+        """Answers to those requests whose context another one has, by their numbers."""
+        whole = [number for number, each in enumerate(fits) if each]
+        asked = questions([requests[number][1:] for number in whole], self.batch_size)
+        several = [question for question in asked if len(question.continuations) > 1]
+        found: dict[int, tuple[float, bool]] = {}
+        for batch in batches(several, self.batch_size):
+            numbers = [whole[number] for question in batch for number in question.numbers]
+            for number, answer in zip(numbers, log_likelihoods(self.model, batch), strict=True):
+                found[number] = answer
+                if (words := requests[number][0]) is not None:
+                    self.cache_hook.add_partial("loglikelihood", words, answer)
+        return found

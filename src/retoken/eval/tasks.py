@@ -37,6 +37,8 @@ class TasksConfig:
     """Requests of a forward pass."""
     context_length: int = 0
     """Tokens of a request, at most; 0: the model's own."""
+    share_contexts: bool = True
+    """Compute a question that is asked once for every choice once; False: as the harness does."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the checkpoint was loaded in."""
     run_code: bool = False
@@ -151,7 +153,12 @@ def _measure(
     from retoken.eval.harness_model import HarnessModel
 
     loaded.model.to(world.device)  # pyright: ignore
-    model = HarnessModel(loaded, batch_size=config.batch_size, context_length=config.context_length)
+    model = HarnessModel(
+        loaded,
+        batch_size=config.batch_size,
+        context_length=config.context_length,
+        share_contexts=config.share_contexts,
+    )
     for number, task in enumerate(tasks, 1):
         progress = told.start(task, number, len(tasks))
         with Answers(folder.answers_path(task)) as answers:
