@@ -79,8 +79,7 @@ def train(config: TrainConfig, *, on_event: OnEvent | None = None, adapt: Adapt 
         KeyboardInterrupt: SIGINT or SIGTERM came; a checkpoint of the last step was written first.
     """
     with open_world(config.device, config.threads, config.timeout) as world, StopRequest() as stop:
-        if world.device.type == "cpu":
-            store, folder = setup.open_store(config), RunFolder(config.out)
+        store, folder = setup.open_store(config), RunFolder(config.out)
         held = folder.held_by(world, config, fingerprint(store.manifest))
         with told_of_lost_processes(world, folder), held:
             if folder.finished:
