@@ -1,6 +1,8 @@
 """Rows copied ahead from host memory train exactly as resident ones."""
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -85,6 +87,37 @@ def test_a_wrong_guess_costs_nothing_but_time():
     host.retoken.source.prefetch(token_ids(seed=2))
     a, b = (m(input_ids=ids, labels=ids).loss for m in (resident, host))
     assert torch.equal(a, b)
+
+
+def test_a_wrong_guess_is_over_before_its_memory_is_used_again(monkeypatch):
+    resident, host = models(retoken.ReTokenConfig())
+    source, ids = host.retoken.source, token_ids(seed=1)
+    settle = type(source).settle
+
+    def slow(self, home):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        settle(self, home)
+
+    monkeypatch.setattr(type(source), "settle", slow)
+    source.prefetch(token_ids(seed=2))
+    guess = source._ahead.work
+    a, b = (m(input_ids=ids, labels=ids).loss for m in (resident, host))
+    assert torch.equal(a, b) and guess.done()
+
+
+def test_memory_is_not_filled_again_while_it_is_copied_from():
+    class Event:
+        waited = 0
+
+        def synchronize(self):
+            Event.waited += 1
+
+    _, host = models(retoken.ReTokenConfig())
+    source = host.retoken.source
+    source._staging[0].event = Event()
+    host(input_ids=token_ids())
+    assert Event.waited == 1
 
 
 def test_the_table_stays_where_it_is():

@@ -105,6 +105,15 @@ def test_buffers_keep_their_addresses_up_to_their_capacity_and_grow_beyond_it():
     assert grown.capacity >= 10 and grown.device.data_ptr() not in before
 
 
+def test_memory_that_is_given_back_has_been_written_to():
+    stage, _, _ = _stage("float32", capacity=2)
+    for token in range(2):
+        stage.prefetch(torch.tensor([[token]]))
+    stage.prefetch(torch.arange(9).view(1, 9))
+    assert ("wait", 3) in stage.lane.log
+    assert stage.lane.log.index(("wait", 3)) < stage.lane.log.index(("mark", 7))
+
+
 def test_a_replay_waits_for_everything():
     stage, _, _ = _stage("float32")
     stage.prefetch(torch.tensor([[3]]))

@@ -36,6 +36,8 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._pinned = device.type == "cuda"
         self._buffers: dict[int, Tensor] = {}
+        self.event: Any = None
+        """Behind the last copies out of it."""
 
     def rows(self, layer: int, count: int, like: Tensor) -> Tensor:
         """[count, ...] of a layer's buffer; grows, is never given back."""
@@ -121,7 +123,10 @@ class HostRows(LocalRows):
             self.settle(ids.unique() if self.before_read else ids)
             return None
         ahead, self._ahead = self._ahead, None
-        if ahead is None or not (ahead.ids is ids or torch.equal(ahead.ids, ids)):
+        if ahead is not None and not (ahead.ids is ids or torch.equal(ahead.ids, ids)):
+            ahead.arrived()  # a wrong guess; its memory is needed
+            ahead = None
+        if ahead is None:
             ahead = Ahead(ids, self._staging[0])
             ahead.work = Future()
             ahead.work.set_result(self._copy(ahead))
@@ -138,13 +143,15 @@ class HostRows(LocalRows):
     def _copy(self, ahead: Ahead) -> None:
         home = ahead.ids_R.cpu()
         self.settle(home)
+        if ahead.staging.event is not None:
+            ahead.staging.event.synchronize()
         for layer, table in self.tables.items():
             weight = table.weight.detach()
             staged = ahead.staging.rows(layer, home.numel(), weight)
             torch.index_select(weight, 0, home, out=staged)
             ahead.rows[layer] = self._to_device(staged)
         if self._stream is not None:
-            ahead.event = self._stream.record_event()
+            ahead.event = ahead.staging.event = self._stream.record_event()
 
     def _to_device(self, staged: Tensor) -> Tensor:
         if self.device.type != "cuda":

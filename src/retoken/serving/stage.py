@@ -112,6 +112,8 @@ class Stage:
         """The set whose turn it is, larger where it has to be; the one that a graph reads never moves."""
         room = self._sets[0]
         if count > room.capacity:
+            for event in room.events[-1:]:  # its memory may be given away, and is still being written to
+                self.lane.wait(event)
             room = self._buffers(count + count // 4)
             if not self._captured:
                 self._sets[0] = room
