@@ -28,7 +28,8 @@ def total_norm(parameters: Iterable[nn.Parameter], sum_over_shards: Sum | None =
     gradients = [p.grad for p in parameters if p.grad is not None]
     rows = [values_of(g) for g in gradients if _is_rows(g)]
     whole = [g for g in gradients if not _is_rows(g)]
-    square = _plain(nn.utils.get_total_norm(whole)).square() if whole else torch.zeros(())
+    nothing = torch.zeros((), device=gradients[0].device if gradients else None)
+    square = _plain(nn.utils.get_total_norm(whole)).square() if whole else nothing
     if rows or sum_over_shards is not None:
         found = _square(rows).to(square.device) if rows else torch.zeros_like(square)
         square = square + (sum_over_shards(found) if sum_over_shards else found)
