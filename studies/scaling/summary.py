@@ -1,4 +1,4 @@
-"""The tables of README.md: python studies/scaling/summary.py.
+"""The tables of results.md: python studies/scaling/summary.py > studies/scaling/results.md.
 
 Differences are between runs of one budget, size and seed, with 95 % intervals by Student's t over the seeds,
 or over budgets and seeds. No law is fitted but the baseline's own frontier, a line of log loss over log
@@ -22,6 +22,7 @@ from retoken.scaling.etalaw import fit_eta_law
 from retoken.study.cell import CONTROLS
 from retoken.study.table import Row, read_rows
 
+HEAD = "What `python studies/scaling/summary.py` makes of [runs.csv](runs.csv); [what it says](README.md)."
 Group = dict[int, Row]
 """{seed: run}."""
 Key = tuple[float, str]
@@ -148,8 +149,8 @@ def eta(runs: Backbone) -> Iterable[list[str]]:
 
 def rho(runs: Backbone) -> Iterable[list[str]]:
     """Fewer rows used of as many stored, against all of them."""
-    whole = max((name for name in runs.names if name.endswith("rho1")), key=_order)
-    for name in runs.names:
+    whole = max((name for name in runs.names if name.endswith("rho1")), key=_order, default="")
+    for name in runs.names if whole else ():
         if name.startswith(whole.removesuffix("1")) and name != whole:
             pairs = [runs.pairs(budget, name, whole) for budget in runs.budgets]
             cells = [_difference(each) if each else "-" for each in pairs]
@@ -167,18 +168,22 @@ def controls(runs: Backbone) -> Iterable[list[str]]:
             *(f"{budget:.3g}", variant, kind, f"{first.compute_params / 1e3:.0f}k"),
             f"{first.stored_params / 1e6:.2f}M",
             f"{first.flops_counted / base[0][1].flops_counted:.2f}",
-            f"{np.mean([a.seconds / b.seconds for a, b in base]):.2f}",
             *(_difference(base), _difference(ours)),
         ]
 
 
 def main() -> None:
     """Print what is there."""
+    print(f"# Results\n\n{HEAD}")
     rows = read_rows(Path(__file__).with_name("runs.csv"))
     for name in dict.fromkeys(row.backbone for row in rows):
         runs = Backbone(name, rows)
-        print(f"\n{name}")
+        if not runs.budgets:  # its best sizes have not been found
+            continue
+        print(f"\n## {name.capitalize()}")
         _table("budget | shape | N_c | D | baseline's loss", baselines(runs))
+        seeds = sorted(set.intersection(*(set(runs.groups[x, "baseline"]) for x in runs.budgets)))
+        print(f"\nL* ~ C^-x, x {plus_minus(map(runs.exponent, seeds), 4, sign='')}.")
         _table(
             "variant | budget | eta | stored | to the baseline, nats | compute for the same loss | saved",
             gains(runs),
@@ -188,10 +193,10 @@ def main() -> None:
         budgets = " | ".join(f"{budget:.3g}" for budget in runs.budgets)
         _table(f"against rho 1 | {budgets} | all", rho(runs))
         if runs.controls:
-            heads = "budget | for | as much | N_c | stored | FLOPs | time | to the baseline | variant to it"
+            heads = "budget | for | as much | N_c | stored | FLOPs | to the baseline | variant to it"
             _table(heads, controls(runs))
     hours = sum(row.seconds for row in rows) / 3600
-    print(f"\n{len(rows)} runs, {hours:.2f} hours of training, one thread each")
+    print(f"\n{len(rows)} runs, {hours:.2f} hours of training, one thread each.")
 
 
 if __name__ == "__main__":

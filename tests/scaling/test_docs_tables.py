@@ -2,6 +2,7 @@
 
 import csv
 import re
+import runpy
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -88,3 +89,9 @@ def test_the_pages_python_runs(noisy: Runs, tmp_path: Path, monkeypatch: pytest.
 
 def test_every_column_is_on_the_page() -> None:
     assert [name for name in COLUMNS if f"`{name}`" not in PAGE] == []
+
+
+def test_the_studys_results_are_those_of_its_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    study = ROOT / "studies" / "scaling"
+    runpy.run_path(str(study / "summary.py"), run_name="__main__")
+    assert capsys.readouterr().out == (study / "results.md").read_text(encoding="utf-8")
