@@ -201,6 +201,17 @@ def test_a_finished_run_is_not_run_again(make):
     assert events == []
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_of_before_some_options_goes_on(make, variant):
+    config = make(variant=variant, checkpoint_every=4)
+    cut_off(config)
+    said = json.loads((config.out / "config.json").read_text())
+    for name in ("balance_over", "trains"):
+        del said["train"][name]
+    (config.out / "config.json").write_text(json.dumps(said))
+    assert train(config).steps == 12
+
+
 def test_a_crash_behind_the_last_checkpoint_only_evaluates_again(make, tmp_path):
     whole, broken = (make(out=tmp_path / name, variant="retoken") for name in ("whole", "broken"))
     train(whole)

@@ -124,7 +124,7 @@ def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     if not isinstance(there, dict):
         raise TrainingError(f"{path} is not a training run's; accepted for out: a new folder, or this run's")
     # What runs were before they could say.
-    before = {"tables": TableOptions(optimizer="adamw").to_dict(), "balance_over": "batch"}
+    before = {"tables": TableOptions(optimizer="adamw").to_dict(), "balance_over": "batch", "trains": "all"}
     for name, value in _flat(here).items():
         other = _flat(before | there).get(name)
         if name not in FREE_OPTIONS and other != value:
