@@ -137,6 +137,13 @@ def test_counted_parameters_are_what_the_backbone_alone_takes(exact: Runs) -> No
     assert overhead(runs, "mort") == pytest.approx(0.02)
 
 
-def test_counted_parameters_need_a_baseline_of_every_size(exact: Runs) -> None:
-    with pytest.raises(DataError, match="no run of the variant 'baseline' at N_c"):
+def test_counted_parameters_need_a_plain_run_of_every_size(exact: Runs) -> None:
+    with pytest.raises(DataError, match="no run without tables at N_c"):
         of_counted_params(exact.of_variant("mort"))
+
+
+def test_counted_parameters_of_controls_are_their_own(exact: Runs) -> None:
+    larger = exact.of_variant("baseline").pick(np.array([0]))
+    larger = replace(larger, variant=np.array(["stored"]), compute_params=larger.compute_params * 7.5)
+    found = of_counted_params(joined([exact, larger]))
+    assert found.compute_params[-1] == pytest.approx(float(larger.flops[0] / (6 * larger.tokens[0])))

@@ -52,18 +52,15 @@ def of_counted_params(runs: Runs) -> Runs:
     (Pearce and Song, "Reconciling Kaplan and Chinchilla Scaling Laws", 2024).
 
     Raises:
-        DataError: a size without a run of the baseline.
+        DataError: a size without a run that has no tables.
     """
-    base = runs.of_variant(BASELINE)
-    counted = {
-        float(n): float(f / (6 * d))
-        for n, f, d in zip(base.compute_params, base.flops, base.tokens, strict=True)
-    }
+    plain = runs.pick(runs.table_params == 0)
+    per_token = plain.flops / (6 * plain.tokens)
+    counted = {float(n): float(f) for n, f in zip(plain.compute_params, per_token, strict=True)}
     missing = sorted({float(n) for n in runs.compute_params} - counted.keys())
     if missing:
         raise DataError(
-            f"no run of the variant {BASELINE!r} at N_c {missing[0]:g} to count FLOPs of; accepted: one at "
-            "every size"
+            f"no run without tables at N_c {missing[0]:g} to count FLOPs of; accepted: one at every size"
         )
     params = np.array([counted[float(n)] for n in runs.compute_params], dtype=np.float64)
     return replace(runs, compute_params=params, eta=runs.table_params / params)
