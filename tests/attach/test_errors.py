@@ -150,7 +150,11 @@ def test_asking_a_plain_model(configs):
 
 def test_not_a_config(configs):
     _refused(AttachError, "config is a dict", lambda: retoken.attach(tiny_model("llama"), {"norm": "rms"}))
-    _refused(AttachError, "config is a type", lambda: retoken.attach(tiny_model("llama"), retoken.MoRTConfig))
+    _refused(
+        AttachError,
+        "config is the type MoRTConfig",
+        lambda: retoken.attach(tiny_model("llama"), retoken.MoRTConfig),
+    )
 
 
 def test_models_without_a_language_model_head(configs):

@@ -63,7 +63,8 @@ def attach(
     """
     if not isinstance(config, TableConfig):
         accepted = "a ReTokenConfig, a MoRTConfig or one of retoken.attach.rivals"
-        raise AttachError(f"config is a {type(config).__name__}; accepted: {accepted}")
+        found = f"the type {config.__name__}" if isinstance(config, type) else f"a {type(config).__name__}"
+        raise AttachError(f"config is {found}; accepted: {accepted}")
     if not isinstance(model, PreTrainedModel):
         raise AttachError(
             f"attach takes a transformers PreTrainedModel, found {type(model).__name__}; "
