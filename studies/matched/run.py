@@ -84,6 +84,9 @@ def tuning() -> list[Trial]:
 def trials(tuned: list[Row]) -> list[Trial]:
     """All runs, seed by seed, so that what is there early can be compared."""
     best = best_rates(tuned)
+    missing = [f"{n} at {s}" for s, names in STORED.items() for n in names if (s, n) not in best]
+    if missing:
+        raise SystemExit(f"{TUNED.name} has no {missing[0]}; accepted: a finished `tune` first")
     found = []
     for seed in SEEDS:
         for preset in SIZES:
@@ -91,22 +94,19 @@ def trials(tuned: list[Row]) -> list[Trial]:
             found.append(Trial(size=0, variant="baseline", **plain))
             found += [Trial(size=size, variant="wide", **plain) for of, size in WIDE if of == preset]
             found += [Trial(size=size, variant="longer", **plain) for size in STORED]
-            for (size, name), rate in best.items():
+            for size, name in ((size, name) for size, names in STORED.items() for name in names):
+                rate = best[size, name][1]
                 found.append(Trial(preset=preset, size=size, variant=name, rate=rate, seed=seed))
     return found
 
 
-def best_rates(tuned: list[Row]) -> dict[tuple[int, str], float]:
-    """The rate of the lowest loss by size and variant."""
+def best_rates(tuned: list[Row]) -> dict[tuple[int, str], tuple[float, float]]:
+    """The lowest loss by size and variant, and the rate it was at."""
     best: dict[tuple[int, str], tuple[float, float]] = {}
     for row in tuned:
-        if row["variant"] not in NO_TABLES:
-            key, found = (int(row["size"]), row["variant"]), (float(row["val_loss"]), float(row["rate"]))
-            best[key] = min(best.get(key, found), found)
-    missing = [f"{n} at {s}" for s, names in STORED.items() for n in names if (s, n) not in best]
-    if missing:
-        raise SystemExit(f"{TUNED.name} has no {missing[0]}; accepted: a finished `tune` first")
-    return {key: rate for key, (_, rate) in best.items()}
+        key, found = (int(row["size"]), row["variant"]), (float(row["val_loss"]), float(row["rate"]))
+        best[key] = min(best.get(key, found), found)
+    return best
 
 
 def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> TrainConfig:

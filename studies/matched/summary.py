@@ -6,32 +6,31 @@ same size and seed, with 95 % intervals by Student's t over the seeds.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
-from pathlib import Path
+
+from run import RUNS, TUNED, best_rates, ledger_of
 
 from retoken.compare.verdict import plus_minus, title
+from retoken.study.ledger import Row
 
-TUNED, TABLE = (Path(__file__).with_name(name) for name in ("tune.csv", "runs.csv"))
-Runs = dict[tuple[str, int, str], dict[int, dict[str, str]]]
+Runs = dict[tuple[str, int, str], dict[int, Row]]
 """(preset, size, variant) -> seed -> its row."""
 
 
 def read() -> Runs:
     """All runs by what they are."""
     found: Runs = defaultdict(dict)
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            found[row["preset"], int(row["size"]), row["variant"]][int(row["seed"])] = row
+    for row in ledger_of(RUNS).rows:
+        found[row["preset"], int(row["size"]), row["variant"]][int(row["seed"])] = row
     return found
 
 
-def paired(ours: dict[int, dict[str, str]], base: dict[int, dict[str, str]]) -> list[float]:
+def paired(ours: dict[int, Row], base: dict[int, Row]) -> list[float]:
     """Differences of the loss to the baseline of the same seed."""
     return [float(ours[s]["val_loss"]) - float(base[s]["val_loss"]) for s in sorted(ours.keys() & base)]
 
 
-def mean(rows: dict[int, dict[str, str]], name: str) -> float:
+def mean(rows: dict[int, Row], name: str) -> float:
     """Mean of a column over seeds."""
     return sum(float(row[name]) for row in rows.values()) / len(rows)
 
@@ -53,11 +52,7 @@ def line(key: tuple[str, int, str], runs: Runs) -> str:
 
 def tuned() -> list[str]:
     """The tuning runs: each variant at its best rate, by size and loss."""
-    best: dict[tuple[int, str], tuple[float, float]] = {}
-    with TUNED.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            key, found = (int(row["size"]), row["variant"]), (float(row["val_loss"]), float(row["rate"]))
-            best[key] = min(best.get(key, found), found)
+    best = best_rates(ledger_of(TUNED).rows)
     return [
         f"| {f'{size}x' if size else '-'} | {title(name)} | {loss:.3f} | {rate:g} |"
         for (size, name), (loss, rate) in sorted(best.items(), key=lambda each: (each[0][0], each[1]))
@@ -67,9 +62,9 @@ def tuned() -> list[str]:
 def main() -> None:
     """Print what is there, by size and loss."""
     print("\n".join(["| tables | variant | held-out loss | rate |", "|---|---|---|---|", *tuned()]))
-    if not TABLE.exists():
-        return
     runs = read()
+    if not runs:
+        return
     heads = "backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time"
     print(f"\n| {heads} |\n|{'---|' * 8}")
     for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):

@@ -33,7 +33,6 @@ class Backbone:
     """The runs of one backbone at its best sizes, and the controls."""
 
     def __init__(self, name: str, rows: Iterable[Row]) -> None:
-        self.name = name
         own = [row for row in rows if row.backbone == name]
         best = {(row.budget, row.hidden_size, row.layers) for row in own if row.stage == "frontier"}
         self.groups: dict[Key, Group] = defaultdict(dict)
@@ -44,7 +43,9 @@ class Backbone:
             elif (row.budget, row.hidden_size, row.layers) in best:
                 self.groups[row.budget, _named(row)][row.seed] = row
         self.budgets = sorted({budget for budget, _ in self.groups})
-        self.names = sorted({name for _, name in self.groups} - {"baseline"}, key=_order)
+        self.names = sorted(
+            {name for _, name in self.groups} - {"baseline"}, key=lambda each: (each != "retoken", each)
+        )
 
     def pairs(self, budget: float, ours: str, theirs: str = "baseline") -> list[tuple[Row, Row]]:
         """Runs of the same seed."""
@@ -61,10 +62,6 @@ def _named(row: Row) -> str:
     """A variant with its nominal eta, which the run's id has, and its rho."""
     found = re.search(r"(mort-eta\d+-rho\w+?|retoken|baseline)-\d", row.id)
     return found[1] if found else row.variant
-
-
-def _order(name: str) -> tuple[bool, str]:
-    return name != "retoken", name.replace("rho1of", "rho0.1of").replace("rho2of", "rho0.2of")
 
 
 def _controlled(row: Row) -> str:
@@ -149,7 +146,7 @@ def eta(runs: Backbone) -> Iterable[list[str]]:
 
 def rho(runs: Backbone) -> Iterable[list[str]]:
     """Fewer rows used of as many stored, against all of them."""
-    whole = max((name for name in runs.names if name.endswith("rho1")), key=_order, default="")
+    whole = max((name for name in runs.names if name.endswith("rho1")), default="")
     for name in runs.names if whole else ():
         if name.startswith(whole.removesuffix("1")) and name != whole:
             pairs = [runs.pairs(budget, name, whole) for budget in runs.budgets]
@@ -170,6 +167,14 @@ def controls(runs: Backbone) -> Iterable[list[str]]:
             f"{first.flops_counted / base[0][1].flops_counted:.2f}",
             *(_difference(base), _difference(ours)),
         ]
+
+
+def hours(rows: Sequence[Row]) -> Iterable[list[str]]:
+    """Of training, by stage."""
+    for kind in dict.fromkeys((row.backbone, row.stage) for row in rows):
+        own = [row.seconds for row in rows if (row.backbone, row.stage) == kind]
+        yield [*kind, str(len(own)), f"{sum(own) / 3600:.2f}"]
+    yield ["all", "", str(len(rows)), f"{sum(row.seconds for row in rows) / 3600:.2f}"]
 
 
 def main() -> None:
@@ -195,8 +200,8 @@ def main() -> None:
         if runs.controls:
             heads = "budget | for | as much | N_c | stored | FLOPs | to the baseline | variant to it"
             _table(heads, controls(runs))
-    hours = sum(row.seconds for row in rows) / 3600
-    print(f"\n{len(rows)} runs, {hours:.2f} hours of training, one thread each.")
+    print("\n## Hours of training, one thread each")
+    _table("backbone | stage | runs | hours", hours(rows))
 
 
 if __name__ == "__main__":

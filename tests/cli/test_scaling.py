@@ -118,9 +118,9 @@ def test_counted_flops_may_be_what_a_budget_is_in(table: Path, cli: Cli) -> None
 def test_parameters_may_be_counted_and_predictions_say_so(table: Path, cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "fit.json"
     done = cli("scaling", "fit", table, "--params", "counted", "--draws", 0, "--hold-out", 0, "--out", out)
-    assert done.code == 0 and "N is counted FLOPs a token over 6" in done.out
+    assert done.code == 0 and "N_c is counted FLOPs a token over 6" in done.out
     said = cli("scaling", "predict", out, "--compute", 1e15).out
-    assert "N is counted FLOPs a token over 6" in said
+    assert "N_c is counted FLOPs a token over 6" in said
 
 
 @pytest.mark.parametrize(

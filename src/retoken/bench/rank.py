@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,20 +19,20 @@ Case = Callable[[int], None]
 """Does so many steps; a collective."""
 
 
-class Cases:
+class Cases(ABC):
     """What a rank can be told to do, by name. Not constructed itself."""
 
+    @abstractmethod
     def prepare(self, name: str) -> Case:
         """Before the clock starts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, name: str, steps: int) -> dict[str, Any]:
         """Behind the turn: numbers a step, for the answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def audit(self, name: str) -> dict[str, Any]:
         """One step more, looked at closely; a collective."""
-        raise NotImplementedError
 
 
 def serve(cases: Cases) -> None:

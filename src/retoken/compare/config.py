@@ -8,7 +8,7 @@ from typing import Any
 from retoken.compare.variants import VARIANTS, WIDE, attached
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import ConfigError
-from retoken.train.config import TrainConfig
+from retoken.train.config import Device, TrainConfig
 
 THE_THREE = ("baseline", "retoken", "mort")
 # What tells the runs of a comparison apart; everything else of a run is the recipe.
@@ -52,7 +52,7 @@ class CompareConfig:
     """Options of a training run by name, in place of the preset's."""
     jobs: int = 1
     """Runs at once. Timings are fair only if each has cores of its own."""
-    device: str = "auto"
+    device: Device = "auto"
     """Where to compute; "auto": a GPU where there is one."""
     threads: int = 0
     """CPU threads of a run; 0: the machine's cores over `jobs`."""

@@ -37,7 +37,7 @@ def plan(config: CompareConfig) -> dict[RunKey, TrainConfig]:
             variant=modulator.type if (modulator := config.modulator(key.name)) else BASELINE,
             modulator=modulator,
             seed=key.seed,
-            device=config.device,  # type: ignore[arg-type]
+            device=config.device,
             threads=threads,
             **options,
         )

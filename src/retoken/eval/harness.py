@@ -120,6 +120,7 @@ class Harness:
         about = {
             "batch_size": model.batch_size,
             "context_length": model.max_length,
+            "share_contexts": model.share_contexts,
             "cut": answers.cut,
             "seconds": round(time.perf_counter() - started, 1),
         }

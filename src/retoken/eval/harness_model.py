@@ -44,7 +44,7 @@ class HarnessModel(HFLM):
                 softmax_dtype="float32",
             )
         # Rows by more than the token are looked up without a cache.
-        self._shares = share_contexts and loaded.model.config.get_text_config().use_cache
+        self.share_contexts = share_contexts and loaded.model.config.get_text_config().use_cache
         self._answers: Answers | None = None
         self._cut: set[Key] = set()
         self._on_progress: Progress = lambda done, total: None
@@ -96,7 +96,7 @@ class HarnessModel(HFLM):
         for (asked, *_), whole in zip(requests, fits, strict=True):
             if asked is not None and not whole:
                 self._cut.add(key_of("loglikelihood", asked))
-        found = self._shared(requests, fits) if self._shares else {}
+        found = self._shared(requests, fits) if self.share_contexts else {}
         rest = [number for number in range(len(requests)) if number not in found]
         own = super()._loglikelihood_tokens([requests[number] for number in rest], *args, **options)
         found |= dict(zip(rest, own, strict=True))

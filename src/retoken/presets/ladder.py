@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from retoken.errors import ConfigError
 from retoken.presets.recipe import Preset, Recipe
@@ -31,7 +31,7 @@ def named(name: str) -> Preset | None:
         ConfigError: The width or depth is not one the convention has.
     """
     found = NAME.fullmatch(name)
-    return build(found[1], int(found[2]), int(found[3])) if found else None  # type: ignore[arg-type]
+    return build(cast(Kind, found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def build(kind: Kind, width: int, layers: int) -> Preset:

@@ -99,7 +99,7 @@ def _heatmap(name: str, tokens: Array, layers: list[int], values: Array) -> Pane
         axes.set_xlim(tokens[0], tokens[-1])
         assert axes.figure is not None
         bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=26)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         bar.ax.grid(visible=False)
         bar.locator = MaxNLocator(5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ def _grid(found: Inspection, name: str, title: str, values: Sequence[Sequence[fl
         axes.set_xlabel("frequency rank" if len(bands) > 1 else "")
         assert axes.figure is not None
         bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=26)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=0)
         bar.ax.grid(visible=False)
 
@@ -131,8 +131,8 @@ def band_bars(found: Inspection, measured: Measured) -> Panel:
     )
 
 
-def _said(pairs: object) -> str:
-    return listed(f"{name} {signed(cost)}" for name, cost in pairs) + "."  # type: ignore[attr-defined]
+def _said(pairs: Iterable[tuple[str, float]]) -> str:
+    return listed(f"{name} {signed(cost)}" for name, cost in pairs) + "."
 
 
 def _bars(

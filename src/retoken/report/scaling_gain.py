@@ -28,7 +28,7 @@ def eta_panel(fit: Fit, model: Model) -> Panel | None:
     chosen = {name: _at_largest_rho(found) for name, found in _all_pairs(fit).items()}
     if not any(_varies(pairs.runs.eta) for pairs in chosen.values()):
         return None
-    return _sensitivity(fit, model, chosen, "eta", "table parameters over N_c, η")
+    return _sensitivity(fit, model, chosen, "eta", "table parameters over the backbone's, η")
 
 
 def rho_panel(fit: Fit, model: Model) -> Panel | None:
@@ -54,7 +54,16 @@ def size_panel(fit: Fit, model: Model) -> Panel | None:
         return x, np.array(y)
 
     words = "Loss reduction against the backbone's size, with the law's."
-    return _panel("gain-size", "Gain against size", words, fit, chosen, "compute_params", "N_c", curve)
+    return _panel(
+        "gain-size",
+        "Gain against size",
+        words,
+        fit,
+        chosen,
+        "compute_params",
+        "parameters of the backbone",
+        curve,
+    )
 
 
 def _all_pairs(fit: Fit) -> dict[str, Pairs]:

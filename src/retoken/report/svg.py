@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -25,7 +26,7 @@ class Panel:
     """Inline SVG without size, so that the page scales it."""
 
 
-def _style() -> dict[str, object]:
+def _style() -> dict[Any, Any]:
     ink, muted = stand_in("ink"), stand_in("muted")
     return {
         "svg.fonttype": "none", "font.size": 11.5, "axes.titlesize": 12, "axes.labelsize": 11.5,
@@ -59,7 +60,7 @@ def panel(
         height: Natural height in pixels.
         width: Natural width in pixels.
     """
-    with rc_context({**_style(), "svg.hashsalt": name}):  # type: ignore[arg-type]
+    with rc_context({**_style(), "svg.hashsalt": name}):
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)

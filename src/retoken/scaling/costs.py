@@ -12,7 +12,7 @@ from retoken.scaling.laws import PAPER_COST, Array, Cost
 from retoken.scaling.runs import BASELINE, Runs, different
 
 Convention = Literal["6nd", "counted"]
-COUNTED_PARAMS = "N is counted FLOPs a token over 6, head and attention included, and eta is over it"
+COUNTED_PARAMS = "N_c is counted FLOPs a token over 6, head and attention included, and eta is over it"
 """What a fit to `of_counted_params` must be read with."""
 
 

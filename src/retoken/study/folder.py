@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from retoken.checkpoint.files import writing
 from retoken.compare.runs import is_finished, read_record
@@ -106,9 +107,9 @@ def _free(lock: Path) -> bool:
         return _locks(handle)
 
 
-def _locks(handle: object) -> bool:
+def _locks(handle: IO[str]) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # type: ignore[arg-type]
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False

@@ -178,7 +178,7 @@ class _Builder:
             self._counts(shape, rows),
             label=label,
             stage=stage,
-            variant=rows.variant if rows else "baseline",  # type: ignore[arg-type]
+            variant=rows.variant if rows else "baseline",
             backbone=shape.backbone,
             preset=shape.preset,
             shape=(shape.width, shape.layers),

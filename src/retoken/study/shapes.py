@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from retoken import presets
 from retoken.presets import Backbone, ladder
@@ -64,8 +64,8 @@ def from_preset(name: str) -> Shape:
     """The shape that `Shape.preset` names."""
     kind, size = name.split("-")
     width, layers = map(int, size.split("x"))
-    backbone = next(key for key, value in KINDS.items() if value == kind)
-    return Shape(backbone=backbone, width=width, layers=layers)  # type: ignore[arg-type]
+    backbone: Any = next(key for key, value in KINDS.items() if value == kind)
+    return Shape(backbone=backbone, width=width, layers=layers)
 
 
 def _miss(shape: Shape, compute_params: float) -> float:

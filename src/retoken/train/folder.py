@@ -10,7 +10,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,9 @@ def _refuse_other(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     there, here = found.get("train"), wanted["train"]
     if not isinstance(there, dict):
         raise TrainingError(f"{path} is not a training run's; accepted for out: a new folder, or this run's")
-    # What runs were before they could say.
-    before = {"tables": TableOptions(optimizer="adamw").to_dict(), "balance_over": "batch", "trains": "all"}
+    # A run that was begun before there was an option is what the option's default means, but for tables.
+    before = {field.name: field.default for field in fields(TrainConfig)}
+    before |= {"tables": TableOptions(optimizer="adamw").to_dict()}
     for name, value in _flat(here).items():
         other = _flat(before | there).get(name)
         if name not in FREE_OPTIONS and other != value:
