@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import io
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -98,6 +99,11 @@ def randomize(modulators: nn.Module, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in modulators.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+def kernel_device() -> torch.device:
+    """Where Triton kernels run: a GPU, or the CPU where they are interpreted (TRITON_INTERPRET=1)."""
+    return torch.device("cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda")
 
 
 def round_as_a_gpu_does(monkeypatch: Any) -> None:

@@ -38,9 +38,9 @@ def _python(*words, **environment):
 
 
 def test_interpreted_models_equal_eager_ones():
-    """tests/nn/kernels_interpreted.py, every one of its tests."""
+    """tests/nn/models_run.py, every one of its tests."""
     pytest.importorskip("triton")
-    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/nn/kernels_interpreted.py"]
+    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/nn/models_run.py"]
     ran = _python(*words, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTEST_XDIST_WORKER="")
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     last = ran.stdout.strip().splitlines()[-1]

@@ -31,8 +31,8 @@ def _python(*words, **environment):
 
 
 def test_interpreted_kernels_equal_the_naive_equations():
-    """tests/ops/triton_interpreted.py, every one of its tests."""
-    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/ops/triton_interpreted.py"]
+    """tests/ops/kernels_run.py, every one of its tests."""
+    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/ops/kernels_run.py"]
     ran = _python(*words, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTEST_XDIST_WORKER="")
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     last = ran.stdout.strip().splitlines()[-1]

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_interpreted_gathers_are_the_hosts():
-    """tests/serving/direct_interpreted.py, every one of its tests."""
+    """tests/serving/gather_run.py, every one of its tests."""
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/serving/direct_interpreted.py"]
+    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/serving/gather_run.py"]
     own = {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_XDIST_WORKER": ""}
     ran = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=os.environ | own, capture_output=True, text=True

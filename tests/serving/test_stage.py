@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from retoken.errors import ConfigError
 from retoken.serving import RecordLayout
 from retoken.serving.stage import Stage
 
@@ -127,6 +128,34 @@ def test_host_memory_is_not_overwritten_while_it_is_copied_from():
         stage.prefetch(torch.tensor([[token]]))
     assert stage.lane.log.count(("finish", 3)) == 1
     assert stage.lane.log.index(("finish", 3)) < stage.lane.log.index(("mark", 7))
+
+
+def test_a_pass_that_is_captured_does_not_wait_and_one_after_it_does():
+    stage, _, _ = _stage("float32", capacity=4)
+    stage.lane.graph, ids = True, torch.tensor([[5, 6]])
+    captured = stage.fetch(ids)
+    stage.rows(captured, 1, torch.float32)
+    assert stage.lane.log == [] and captured is stage._sets[0]
+    stage.lane.graph = False
+    stage.rows(stage.fetch(ids), 1, torch.float32)
+    assert stage.lane.log[-1] == ("wait", 2)
+
+
+def test_positions_that_a_graph_has_read_keep_their_address():
+    stage, _, _ = _stage("float32", capacity=4)
+    stage.lane.graph, ids = True, torch.tensor([[5, 6]])
+    _, positions = stage.rows(stage.fetch(ids), 1, torch.float32)
+    stage.lane.graph = False
+    for token in range(3):
+        _, later = stage.rows(stage.fetch(ids + token), 1, torch.float32)
+        assert later.data_ptr() == positions.data_ptr() and torch.equal(later, torch.tensor([[0, 1]]))
+
+
+def test_a_graph_of_more_positions_than_there_is_room_for_is_refused():
+    stage, _, _ = _stage("float32", capacity=4)
+    stage.lane.graph = True
+    with pytest.raises(ConfigError, match="a pass of 5 positions; accepted: at most 4, or gather="):
+        stage.fetch(torch.arange(5).view(1, 5))
 
 
 def test_a_graphs_buffers_stay_where_they_are():

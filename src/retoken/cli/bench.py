@@ -15,6 +15,7 @@ from rich.table import Table
 from retoken import presets
 from retoken.cli.bench_decode import BenchDecode
 from retoken.cli.bench_exchange import BenchExchange
+from retoken.cli.bench_kernels import BenchKernels
 from retoken.cli.bench_lookup import BenchLookup
 from retoken.cli.bench_optimizer import BenchOptimizer
 from retoken.cli.options import as_json
@@ -146,6 +147,7 @@ Bench = (
     | Annotated[BenchOptimizer, tyro.conf.subcommand("optimizer")]
     | Annotated[BenchExchange, tyro.conf.subcommand("exchange")]
     | Annotated[BenchLookup, tyro.conf.subcommand("lookup")]
+    | Annotated[BenchKernels, tyro.conf.subcommand("kernels")]
 )
 """`retoken bench WHAT`."""
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from retoken.errors import ConfigError
 from retoken.serving.lane import CudaLane, DirectLane, Lane
 from retoken.serving.layout import RecordLayout
 
@@ -34,6 +35,7 @@ class Buffers:
         shape = (len(layout.layers), capacity, layout.staged_bytes)
         self.host = _page_locked(shape, device) if by_host else None
         self.device = torch.empty(shape, dtype=torch.uint8, device=device)
+        self._numbers = torch.arange(capacity, device=device)
         self.ids: Tensor | None = None
         self.positions: Tensor | None = None
         self.events: list[Any] = []
@@ -43,6 +45,10 @@ class Buffers:
     def capacity(self) -> int:
         """Positions there is room for."""
         return self.device.shape[1]
+
+    def in_order(self, shape: torch.Size) -> Tensor:
+        """Positions of a pass of that shape, each with a record of its own; they keep their address."""
+        return self._numbers[: shape.numel()].view(shape)
 
 
 def _page_locked(shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -73,12 +79,13 @@ class Stage:
         """Start copying the rows of ids [B, S]; `fetch` of the same ids finds them."""
         if not self._captured:
             self._sets.reverse()
-        rows, positions = ids.reshape(-1), torch.arange(ids.numel()).view(ids.shape)
+        rows, positions = ids.reshape(-1), None
         if ids.numel() > self._sets[0].capacity:
             rows, positions = torch.unique(ids, return_inverse=True)
         into = self._room(len(rows))
         self._fill(into, rows)
-        into.ids, into.positions, into.waited = ids, positions.to(self.device), False
+        into.ids, into.waited = ids, False
+        into.positions = into.in_order(ids.shape) if positions is None else positions.to(self.device)
         self._latest = into
         return into
 
@@ -87,7 +94,7 @@ class Stage:
         if self.lane.capturing():
             return self._capture(ids)
         latest = self._latest
-        if latest.ids is not None and not latest.waited and torch.equal(latest.ids, ids):
+        if latest.ids is not None and not latest.waited and torch.equal(latest.ids.to(ids.device), ids):
             return latest
         return self.prefetch(ids)
 
@@ -103,7 +110,7 @@ class Stage:
     def rows(self, buffers: Buffers, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A layer's rows [R, D] or [R, E, D], arrived, and which of them each position has."""
         number = self.layout.layers.index(layer)
-        if not self._captured or buffers is not self._sets[0]:
+        if not (buffers is self._sets[0] and self.lane.capturing()):  # a graph waits before its replays
             self.lane.wait(buffers.events[number])
         buffers.waited = True
         return self.layout.decode_part(buffers.device[number], dtype), buffers.positions  # pyright: ignore
@@ -123,9 +130,19 @@ class Stage:
         return Buffers(self.layout, capacity, self.device)
 
     def _capture(self, ids: Tensor) -> Buffers:
-        """The set that replays read: what `prefetch` puts there before each."""
-        self._captured = True
-        return self._sets[0]
+        """The set that replays read: what `prefetch` puts there before each.
+
+        Raises:
+            ConfigError: the pass has more positions than it has room.
+        """
+        room = self._sets[0]
+        if ids.numel() > room.capacity:
+            raise ConfigError(
+                f"a graph is captured of a pass of {ids.numel()} positions; accepted: at most "
+                f'{room.capacity}, or gather="device"'
+            )
+        self._captured, room.positions = True, room.in_order(ids.shape)
+        return room
 
     def _fill(self, into: Buffers, ids_R: Tensor) -> None:
         """Gather the records of ids and copy them layer by layer; each layer's event follows its copy."""

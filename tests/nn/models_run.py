@@ -1,7 +1,7 @@
-"""Whole attached models on interpreted Triton kernels, against the plain operators. Run by test_kernels.py.
+"""Whole attached models on the Triton kernels, against the plain operators: on a GPU, or interpreted.
 
-A process of its own, as Triton decides at its import whether it interprets: TRITON_INTERPRET=1. Not collected
-by name.
+A process of its own, as Triton decides at its import whether it interprets: run by test_kernels.py under
+TRITON_INTERPRET=1, and by `make test-gpu` where there is a GPU. Not collected by name.
 """
 
 import copy
@@ -17,6 +17,7 @@ from retoken.rows import train_by_rows, train_from_host
 from retoken.testing import (
     assert_close,
     assert_grads_close,
+    kernel_device,
     randomize,
     round_as_a_gpu_does,
     run_distributed,
@@ -32,13 +33,16 @@ CONFIGS = {
     "mort-one": retoken.MoRTConfig(num_modulators=3, top_k=1),
     "mort-delay": retoken.MoRTConfig(injection_delay=1, balance_coef=0.1),
 }
-IDS = token_ids()
+DEVICE = kernel_device()
+INTERPRETED = DEVICE.type == "cpu"
+IDS = token_ids().to(DEVICE)
 OPS = ("folded_gate_rows", "folded_row_into", "gate_rows", "mix_rows_into")
 
 
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch):
-    round_as_a_gpu_does(monkeypatch)
+    if INTERPRETED:
+        round_as_a_gpu_does(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +62,13 @@ def calls(monkeypatch):
     return found
 
 
-def pair(name, dtype=torch.float32, family="llama"):
-    """An attached model and its twin on the Triton kernels."""
+def pair(name, dtype=torch.float32, family="llama", prepare=None):
+    """An attached model and its twin on the Triton kernels; `prepare`d before they move to the device."""
     eager = retoken.attach(tiny_model(family, dtype=dtype), CONFIGS[name]).train()
     randomize(eager.retoken)
+    if prepare is not None:
+        prepare(eager.retoken)
+    eager.to(DEVICE)
     model = copy.deepcopy(eager)
     retoken.use_kernels(model, "triton")
     return eager, model
@@ -125,13 +132,11 @@ def test_row_sparse_gradients(name, checkpointing, calls):
 
 def test_tables_in_host_memory(calls):
     """Training copies rows to the device; without gradients they are looked up in host memory."""
-    eager, model = pair("mort")
-    for each in (eager, model):
-        train_from_host(each.retoken, torch.device("cpu"))
+    eager, model = pair("mort", prepare=lambda stack: train_from_host(stack, DEVICE))
     assert_close("loss", run(eager), run(model))
     with torch.no_grad():
         assert_close("logits", *(m(input_ids=IDS).logits for m in (eager, model)), units=64)
-    assert calls == {"mix_rows_into": 6}
+    assert calls == {"mix_rows_into": 6 if INTERPRETED else 3}
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -217,20 +222,21 @@ def sharded(rank, world_size):
     """[(loss, gradient norms by name) of the operators, the same of the kernels], for each of `CASES`."""
     from retoken.parallel import open_mesh, shard_tables
 
-    mesh, found = open_mesh("cpu", world_size), []
+    mesh, found = open_mesh(DEVICE.type, world_size), []
     for name, layout, exchange in CASES:
         both = pair(name)
         for model in both:
             shard_tables(model.retoken, mesh, layout, exchange)
-            loss = run(model, token_ids(2, 5, seed=rank))
+            loss = run(model, token_ids(2, 5, seed=rank).to(DEVICE))
             grads = [p.grad for p in model.retoken.parameters()]
-            found.append([loss, *(g.to_dense() if g.is_sparse else g for g in grads)])
+            found.append([x.to_dense().cpu() if x.is_sparse else x.cpu() for x in (loss, *grads)])
     return found
 
 
 def test_divided_tables():
     """Kernels gather rows that come early or routed; where owners mix, there are none to gather."""
-    for found in run_distributed(sharded, 2):
+    ranks, backend = (2, "gloo") if INTERPRETED else (1, "nccl")
+    for found in run_distributed(sharded, ranks, backend=backend):
         for case, eager, model in zip(CASES, found[::2], found[1::2], strict=True):
             for number, (a, b) in enumerate(zip(eager, model, strict=True)):
                 assert_close(f"{case}: {number}", a, b, units=256)

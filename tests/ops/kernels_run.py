@@ -1,8 +1,9 @@
-"""The Triton kernels in Triton's interpreter against the naive equations in float64. Run by test_triton.py.
+"""The Triton kernels against the naive equations in float64: on a GPU, or in Triton's interpreter.
 
-A process of its own, as Triton decides at its import whether it interprets: TRITON_INTERPRET=1. Not collected
-by name. Tables, increments and outputs lie inside larger buffers of NaN; every address the kernels load or
-store is written down and held against what they may touch.
+A process of its own, as Triton decides at its import whether it interprets: run by test_triton.py under
+TRITON_INTERPRET=1, and by `make test-gpu` where there is a GPU. Not collected by name. Tables, increments and
+outputs lie inside larger buffers of NaN; in the interpreter every address the kernels load or store is
+written down and held against what they may touch.
 """
 
 import math
@@ -11,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from triton.runtime import interpreter
 
 from retoken.ops import naive
 from retoken.ops.triton import folded_gate_rows, folded_row_into, gate_rows, launch, mix_rows_into
-from retoken.testing import round_as_a_gpu_does
+from retoken.testing import kernel_device, round_as_a_gpu_does
 
+DEVICE = kernel_device()
+INTERPRETED = DEVICE.type == "cpu"
 PAD, V, EPS, GAIN = 17, 11, 1e-6, 2.5
 TOKENS, WIDTHS, DTYPES = (1, 7, 63), (1, 63, 100, 1000), (torch.float32, torch.bfloat16)
 SHAPES = [(7, width) for width in WIDTHS] + [(1, 100), (63, 100), (63, 63), (1, 1000)]
@@ -33,7 +35,11 @@ class Access(NamedTuple):
 
 @pytest.fixture(autouse=True)
 def accesses(monkeypatch):
-    """Every load and store since the test began, in order."""
+    """Every load and store since the test began, in order; on a GPU none is seen."""
+    if not INTERPRETED:
+        return None
+    from triton.runtime import interpreter
+
     found, builder = [], interpreter.InterpreterBuilder
     load, store = builder.create_masked_load, builder.create_masked_store
 
@@ -58,7 +64,8 @@ def accesses(monkeypatch):
 @pytest.fixture(autouse=True)
 def rounding(monkeypatch):
     """float32 to bfloat16 to the nearest, as a GPU does: the interpreter cuts the low bits off."""
-    round_as_a_gpu_does(monkeypatch)
+    if INTERPRETED:
+        round_as_a_gpu_does(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +92,7 @@ def outputs(monkeypatch):
 
 def inside(values):
     """The values, a leaf, in the middle of a larger NaN-filled buffer."""
-    buffer = torch.full((values.numel() + 2 * PAD,), math.nan, dtype=values.dtype)
+    buffer = torch.full((values.numel() + 2 * PAD,), math.nan, dtype=values.dtype, device=DEVICE)
     return buffer[PAD : PAD + values.numel()].view(values.shape).copy_(values)
 
 
@@ -113,7 +120,7 @@ def draw(dtype, seed=0, **shapes):
 def choices(tokens, num_modulators, top_k):
     """Distinct modulators of each token, [T, K]."""
     chance = torch.Generator().manual_seed(1)
-    return torch.rand(tokens, num_modulators, generator=chance).topk(top_k).indices
+    return torch.rand(tokens, num_modulators, generator=chance).topk(top_k).indices.to(DEVICE)
 
 
 def naive_gate(ids):
@@ -160,7 +167,9 @@ def close(name, ref, out):
 
 def repeated(tokens):
     """Ids with repeats as soon as there is more than one token."""
-    return torch.randint(0, V, (tokens,), generator=torch.Generator().manual_seed(3)).clamp(max=V - 3)
+    return (
+        torch.randint(0, V, (tokens,), generator=torch.Generator().manual_seed(3)).clamp(max=V - 3).to(DEVICE)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -195,6 +204,8 @@ def test_mix(tokens, width, num_modulators, top_k, dtype, accesses):
 
 def each_row_once_a_pass(accesses, table, rows, ids, chosen):
     """Forward and backward read exactly the elements of the tokens' rows, each as often as it was named."""
+    if accesses is None:
+        return
     low, high = table.data_ptr() - PAD * table.element_size(), span(table)[-1] + PAD * table.element_size()
     assert all(not ((a.addresses >= low) & (a.addresses <= high)).any() for a in accesses if a.store)
     read = np.concatenate([a.addresses for a in accesses if not a.store])
@@ -214,8 +225,9 @@ def test_folded_gate(tokens, width, dtype, accesses):
     with torch.no_grad():
         out = folded_gate_rows(leaves["increment"], leaves["table"], ids)
         close("output", leaves["increment"].double() * (1 + leaves["table"][ids].double()), out)
-    moved = sum(len(a.addresses) * a.size for a in accesses)
-    assert moved == 3 * tokens * width * dtype.itemsize + 8 * tokens
+    if accesses is not None:
+        moved = sum(len(a.addresses) * a.size for a in accesses)
+        assert moved == 3 * tokens * width * dtype.itemsize + 8 * tokens
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
@@ -227,12 +239,14 @@ def test_folded_row(tokens, width, dtype, accesses):
     table = leaves["table"].requires_grad_(False)
     out = folded_row_into(leaves["increment"], table, ids, chosen)
     close("output", leaves["increment"].double() + table[ids, chosen].double(), out)
-    moved = sum(len(a.addresses) * a.size for a in accesses)
-    assert moved == 3 * tokens * width * dtype.itemsize + 16 * tokens
+    if accesses is not None:
+        moved = sum(len(a.addresses) * a.size for a in accesses)
+        assert moved == 3 * tokens * width * dtype.itemsize + 16 * tokens
     out.backward(grad := inside(torch.randn(tokens, width).to(dtype)))
     assert torch.equal(leaves["increment"].grad, grad)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="addresses are seen in the interpreter")
 @pytest.mark.parametrize("name", ["gate", "mix"])
 def test_nothing_else_is_touched(name, accesses, outputs):
     """Loads lie within the arguments, stores fill the results: by address, whatever became of the value."""
@@ -279,7 +293,7 @@ def test_the_parts_of_the_scale_s_gradient_and_the_last_program(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_rows_are_neutral_and_their_gradients_are_those_of_the_equation(dtype):
     tokens, width = 5, 33
-    ids, chosen = torch.tensor([0, 4, 0, 8, 4]), choices(5, 4, 2)
+    ids, chosen = torch.tensor([0, 4, 0, 8, 4], device=DEVICE), choices(5, 4, 2)
     leaves = draw(dtype, increment=(tokens, width), scale=(width,), table=(V, width))
     leaves["table"].data[[0, 4]] = 0
     out = gate_rows(leaves["increment"], leaves["table"], ids, leaves["scale"], GAIN, EPS)
@@ -304,8 +318,8 @@ def test_zero_rows_are_neutral_and_their_gradients_are_those_of_the_equation(dty
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scale_zero_returns_the_increment_bit_for_bit(dtype):
     m, table = draw(dtype, increment=(7, 100), table=(V, 5, 100)).values()
-    ids, zero = repeated(7), torch.zeros(100)
-    weights = torch.full((7, 3), 1 / 3)
+    ids, zero = repeated(7), torch.zeros(100, device=DEVICE)
+    weights = torch.full((7, 3), 1 / 3, device=DEVICE)
     assert torch.equal(gate_rows(m, table[:, 0], ids, zero, GAIN, EPS), m)
     assert torch.equal(mix_rows_into(m, table, ids, choices(7, 5, 3), weights, zero, GAIN, EPS), m)
 
@@ -314,7 +328,8 @@ def test_other_types_strides_and_no_tokens():
     """int32 ids, short scales and weights, float16 tables, expanded gradients, columns of an increment."""
     ids, chosen = repeated(7).int(), choices(7, 5, 3).int()
     wide, table = draw(torch.float16, increment=(7, 200), table=(V, 5, 100)).values()
-    scale, weights = torch.randn(100).bfloat16(), torch.rand(7, 3).bfloat16()
+    scale = torch.randn(100, device=DEVICE).bfloat16()
+    weights = torch.rand(7, 3, device=DEVICE).bfloat16()
     m = wide[:, 50:150]
     out = mix_rows_into(m, table, ids, chosen, weights, scale, GAIN, EPS)
     ref = naive_mix(ids, chosen.long())(m.double(), table.double(), weights.double(), scale.double())
@@ -351,7 +366,7 @@ def test_a_table_s_strides_are_its_own():
 
 def test_a_row_of_the_largest_width():
     leaves = draw(torch.bfloat16, increment=(2, 8192), table=(V, 8192), scale=(8192,))
-    ids = torch.tensor([3, 3])
+    ids = torch.tensor([3, 3], device=DEVICE)
     compare(
         naive_gate(ids),
         lambda increment, table, scale: gate_rows(increment, table, ids, scale, GAIN, EPS),
@@ -367,3 +382,50 @@ def test_the_library_s_ops_give_the_same():
     close(
         "gate", ops.gate(m, table[ids], scale, GAIN, EPS).double(), gate_rows(m, table, ids, scale, GAIN, EPS)
     )
+
+
+needs_a_gpu = pytest.mark.skipif(INTERPRETED, reason="needs a GPU")
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("width", [768, 1536, 4096])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_batch_and_sums_that_repeat(width, dtype):
+    """8192 tokens, several a program; gradients of the scale and the increment are the same each time."""
+    ids, chosen = repeated(8192), choices(8192, 4, 2)
+    shapes = {"increment": (8192, width), "scale": (width,)}
+    found = []
+    for _ in range(2):
+        gated = draw(dtype, **shapes, table=(V, width))
+        gate_rows(
+            gated["increment"], gated["table"], ids, gated["scale"], GAIN, EPS
+        ).float().square().sum().backward()
+        mixed = draw(dtype, **shapes, table=(V, 4, width), weights=(8192, 2))
+        out = mix_rows_into(
+            mixed["increment"], mixed["table"], ids, chosen, mixed["weights"], mixed["scale"], GAIN, EPS
+        )
+        out.float().square().sum().backward()
+        found.append([each[name].grad for each in (gated, mixed) for name in ("increment", "scale")])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    leaves = {name: leaf.detach().double().requires_grad_() for name, leaf in gated.items()}
+    naive_gate(ids)(**leaves).to(dtype).float().square().sum().backward()
+    reference, got = leaves["scale"].grad, gated["scale"].grad.double()
+    assert (reference - got).norm() <= (1e-5 if dtype == torch.float32 else 1e-2) * reference.norm()
+
+
+@needs_a_gpu
+def test_rows_past_two_to_the_31_elements():
+    """Addresses are 64-bit: the last rows of a table of 4.4 GB are its own."""
+    rows, width, few = (1 << 31) // 2048 + 1000, 2048, torch.arange(7, device=DEVICE)
+    if torch.cuda.mem_get_info()[0] < 6 << 30:
+        pytest.skip("needs 6 GiB")
+    table = torch.zeros(rows, width, dtype=torch.bfloat16, device=DEVICE)
+    table[-7:] = torch.randn(7, width, device=DEVICE).bfloat16()
+    m, scale = torch.randn(7, width, device=DEVICE).bfloat16(), torch.randn(width, device=DEVICE)
+    with torch.no_grad():
+        out = gate_rows(m, table, few + (rows - 7), scale, GAIN, EPS)
+        close("gate", naive_gate(few)(m.double(), table[-7:].double(), scale.double()), out)
+        halves = table.view(rows // 2, 2, width)
+        first = torch.zeros_like(few)
+        out = folded_row_into(m, halves, first + (rows // 2 - 1), first + 1)
+        close("row", m.double() + table[-1].double(), out)
