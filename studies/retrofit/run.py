@@ -1,20 +1,26 @@
 """Tables for a pretrained model: what trains, what it gains where it trained, and what it loses elsewhere.
 
     retoken prepare --corpus default --tokenizer MODEL --out STORE
-    python studies/retrofit/run.py --model MODEL --store STORE --elsewhere OTHER_STORE --work WORK
+    retoken prepare --corpus builtin --tokenizer MODEL --out OTHER_STORE
+    python studies/retrofit/run.py tune --model MODEL --store STORE --elsewhere OTHER_STORE --work WORK
+    python studies/retrofit/run.py train --model MODEL --store STORE --elsewhere OTHER_STORE --work WORK
 
 Every way trains on the same tokens in the same order. OTHER_STORE is text of another kind, prepared with the
-same tokenizer. Runs that runs.csv beside this file has are not made again. WORK/NAME/model is a folder that
-`retoken eval --tasks` takes; LoRA is merged into its backbone there.
+same tokenizer. `tune` gives every way three rates, on a seed of its own and a quarter of the tokens; `train`
+takes the best to three seeds. Runs that tune.csv or runs.csv has are not made again. WORK/NAME/model is a
+folder that `retoken eval --tasks` takes; LoRA is merged into its backbone there.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -26,18 +32,21 @@ from retoken.checkpoint.folders import newest_path, read
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.data.tokens import TokenStore
 from retoken.eval import evaluate_store, open_checkpoint
-from retoken.study.ledger import Ledger
+from retoken.study.ledger import Ledger, Row
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
-from retoken.train.result import TrainResult
 from retoken.train.setup import load_model
 from retoken.train.world import open_world
 
-TABLE = Path(__file__).with_name("runs.csv")
+HERE = Path(__file__).parent
+TUNED, RUNS = "tune.csv", "runs.csv"
+ABOUT = ("way", "rate", "seed")
 MEASURED = ("tokens", "trained_params", "stored_params", "val_loss", "elsewhere_loss")
 MEASURED += ("train_seconds", "tokens_per_second", "peak_memory_bytes")
-SEEDS = (0, 1, 2)
-LORA_RANK = 16
+SEEDS, TUNING_SEED = (0, 1, 2), 100
+RATES = (0.3, 1.0, 3.0)
+"""Times the way's own learning rates."""
+LORA_RANK, BEFORE = 16, "before"
 LAYERS = (0, 1, 2)
 """Layers with tables in "few tables": three of thirty store what the backbone does."""
 Adapt = Callable[[PreTrainedModel], PreTrainedModel]
@@ -102,22 +111,38 @@ def merged(model: str, run: Path) -> PreTrainedModel:
     return adapted.merge_and_unload()
 
 
-def config_of(args: argparse.Namespace, name: str, seed: int) -> TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One run."""
+
+    way: str
+    rate: float
+    """Times the way's learning rates."""
+    seed: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its columns."""
+        return {"way": self.way, "rate": self.rate, "seed": self.seed}
+
+
+def config_of(args: argparse.Namespace, trial: Trial) -> TrainConfig:
     """The run of one way."""
-    way = WAYS[name]
+    way = WAYS[trial.way]
     return TrainConfig(
-        out=args.work / f"{name.replace(' ', '-')}-{seed}",
+        out=args.work / f"{trial.way.replace(' ', '-')}-{trial.rate:g}-{trial.seed}",
         data=args.store,
         model=args.model,
         variant=way.modulator.type if way.modulator else "baseline",
         modulator=way.modulator,
         trains=way.trains,  # pyright: ignore
-        seed=seed,
-        tokens=args.tokens,
-        batch_size=8,
+        seed=trial.seed,
+        tokens=args.tokens if trial.seed in SEEDS else args.tokens // 4,
+        batch_size=args.batch_size,
         context_length=args.context_length,
-        micro_batch_size=4,
-        lr=way.lr,
+        micro_batch_size=args.micro_batch_size,
+        dtype=args.dtype,
+        lr=way.lr * trial.rate,
         table_lr_mult=way.table_lr,
         weight_decay=0.0,
         eval_tokens=args.eval_tokens,
@@ -128,25 +153,38 @@ def config_of(args: argparse.Namespace, name: str, seed: int) -> TrainConfig:
     )
 
 
-def elsewhere(args: argparse.Namespace, model: Path) -> float:
-    """Held-out loss on the other store, in windows of the run's length."""
-    with open_world("cpu", args.threads) as world:
+def held_out(args: argparse.Namespace, model: Path, *stores: Path) -> list[float]:
+    """Held-out loss of a model folder on each store, in windows of the runs' length."""
+    with open_world("auto", args.threads) as world:
         loaded = open_checkpoint(str(model))
+        loaded.model.to(world.device)  # pyright: ignore
         options = {"context_length": args.context_length, "max_tokens": args.eval_tokens}
-        found = evaluate_store(loaded, args.elsewhere, world, **options)
-    return found.val_loss
+        return [evaluate_store(loaded, store, world, **options).val_loss for store in stores]
 
 
-def run_one(args: argparse.Namespace, name: str, seed: int) -> tuple[dict[str, Any], TrainResult]:
+def before(args: argparse.Namespace) -> Any:
+    """The pretrained model, measured as the runs are."""
+    inside, outside = held_out(args, Path(args.model), args.store, args.elsewhere)
+    stored = sum(parameter.numel() for parameter in load_model(Path(args.model)).parameters())
+    values = dict.fromkeys(MEASURED, 0) | {"stored_params": stored}
+    return SimpleNamespace(**values | {"val_loss": inside, "elsewhere_loss": outside})
+
+
+def run_one(job: tuple[argparse.Namespace, Trial]) -> tuple[Trial, Any]:
     """Train one way on one seed, write its model folder, measure it."""
-    config = config_of(args, name, seed)
-    result = train(config, adapt=lora if WAYS[name].lora else None)
+    args, trial = job
+    config, is_lora = config_of(args, trial), WAYS[trial.way].lora
+    result = train(config, adapt=lora if is_lora else None)
     folder = config.out / "model"
-    if WAYS[name].lora and not folder.exists():
+    if is_lora and not folder.exists():
         merged(args.model, config.out).save_pretrained(folder)
         TokenStore.open(args.store).tokenizer().save_pretrained(folder)
-    found = {"trained_params": trained_params(config), "elsewhere_loss": elsewhere(args, folder)}
-    return {"way": name, "seed": seed, **found}, result
+    measured = {name: getattr(result, name, None) for name in MEASURED}
+    measured["trained_params"] = trained_params(config)
+    measured["val_loss"], measured["elsewhere_loss"] = held_out(args, folder, args.store, args.elsewhere)
+    if args.lean and trial.seed != SEEDS[0]:
+        shutil.rmtree(config.out)
+    return trial, SimpleNamespace(**measured)
 
 
 def trained_params(config: TrainConfig) -> int:
@@ -158,29 +196,59 @@ def trained_params(config: TrainConfig) -> int:
     return sum(torch.Size(index[name].spec.shape).numel() for name in moved if name in index)
 
 
-def main() -> None:
-    """Run what is missing."""
+def trials(what: str, ways: list[str], seeds: list[int], tuned: list[Row]) -> list[Trial]:
+    """Every way by every rate; or the best of them, seed by seed."""
+    if what == "tune":
+        return [Trial(way=way, rate=rate, seed=TUNING_SEED) for way in ways for rate in RATES]
+    best: dict[str, tuple[float, float]] = {}
+    for row in tuned:
+        found = (float(row["val_loss"]), float(row["rate"]))
+        best[row["way"]] = min(best.get(row["way"], found), found)
+    missing = [way for way in ways if way not in best]
+    if missing:
+        raise SystemExit(f"{TUNED} has no {missing[0]}; accepted: a finished `tune` first")
+    return [Trial(way=way, rate=best[way][1], seed=seed) for seed in seeds for way in ways]
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("what", choices=("tune", "train"))
     parser.add_argument("--model", required=True)
     for name in ("--store", "--elsewhere", "--work"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=65536)
+    parser.add_argument("--tables", type=Path, default=HERE, help="folder of tune.csv and runs.csv")
+    parser.add_argument("--tokens", type=int, default=1 << 20)
     parser.add_argument("--eval-tokens", type=int, default=65536)
     parser.add_argument("--context-length", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--micro-batch-size", type=int, default=0)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
-    args = parser.parse_args()
-    ledger = Ledger(TABLE, ("way", "seed"), MEASURED)
-    for seed in SEEDS:
-        for name in args.ways:
-            if not ledger.has({"way": name, "seed": seed}):
-                start = time.perf_counter()
-                found, result = run_one(args, name, seed)
-                ledger.add(found, result)
-                seconds = time.perf_counter() - start
-                print(f"{name} {seed}: {result.val_loss:.4f}, {seconds:.0f} s", flush=True)
+    parser.add_argument("--seeds", type=int, nargs="*", default=list(SEEDS))
+    parser.add_argument("--lean", action="store_true", help="keep the folders of the first seed only")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is missing."""
+    args = arguments()
+    ledger = Ledger(args.tables / (TUNED if args.what == "tune" else RUNS), ABOUT, MEASURED)
+    untouched = {"way": BEFORE, "rate": 0.0, "seed": 0}
+    if args.what == "train" and not ledger.has(untouched):
+        ledger.add(untouched, before(args))
+    found = trials(args.what, args.ways, args.seeds, Ledger(args.tables / TUNED, ABOUT, MEASURED).rows)
+    jobs = [(args, trial) for trial in found if not ledger.has(trial.about)]
+    start = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+        for trial, result in pool.imap_unordered(run_one, jobs):
+            ledger.add(trial.about, result)
+            seconds = time.perf_counter() - start
+            print(f"{trial.about}: {result.val_loss:.4f}, after {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
