@@ -21,13 +21,14 @@ SERVING ?= .venv-serving
 SERVED := $(SERVING)/.installed-$(shell cat pyproject.toml requirements/serving.txt | cksum | cut -d' ' -f1)
 SERVING_PIP := $(SERVING)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help setup demo test test-serving lint types unit bench docs wheel-check lock format clean
+.PHONY: help setup demo test test-gpu test-serving lint types unit bench docs wheel-check lock format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo         prepare real text, train baseline, ReToken and MoRT, write $(OUT)/demo/report.html"
 	@echo "make test         lint, types, import contracts, all tests, the examples (what CI runs)"
 	@echo "make test-serving the vLLM plugin inside vLLM on a CPU, in an environment of its own (2.5 GB)"
+	@echo "make test-gpu     what needs a GPU, by GPU_PYTHON"
 	@echo "make bench        timings of attached over plain backbone"
 	@echo "make docs         build the documentation into build/docs"
 	@echo "make wheel-check  build the wheel, install it in a fresh venv, use it outside the checkout"
@@ -64,6 +65,13 @@ types: $(DEV)
 
 unit: $(DEV)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
+
+# With a Python whose PyTorch finds a GPU, and which has what the package and its tests need.
+GPU_PYTHON ?= $(PYTHON)
+test-gpu:
+	PYTHONPATH=src $(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "PyTorch finds no GPU")'
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest --noconftest tests/ops/kernels_run.py tests/nn/models_run.py
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/serving/test_gpu.py tests/train/test_gpu.py tests/optim/test_gpu.py
 
 # torch alone first, as above; what vLLM's package brings for other devices breaks its imports on a CPU.
 $(SERVED): pyproject.toml requirements/serving.txt

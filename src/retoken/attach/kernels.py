@@ -26,9 +26,9 @@ def use_kernels(model: nn.Module, kernels: KernelsName) -> None:
     Args:
         model: an attached model, plain or folded, trained or placed; wrapped or not.
         kernels: "eager", what every model starts with: the plain operators, and the compiled passes of the
-            CPU where no gradient is asked for. "triton": the Triton kernels, for a GPU, on which they have
-            not run yet. A MoRT residual that lands in a later layer (`injection_delay`) is made by the plain
-            operators either way: the kernel makes and adds it in one.
+            CPU where no gradient is asked for. "triton": the Triton kernels, for a GPU. A MoRT residual that
+            lands in a later layer (`injection_delay`) is made by the plain operators either way: the kernel
+            makes and adds it in one.
 
     Raises:
         AttachError: nothing is attached.

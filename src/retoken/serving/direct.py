@@ -1,4 +1,4 @@
-"""Rows that the device gathers itself out of host memory (Sec. 3.3.1). It has not run on a GPU.
+"""Rows that the device gathers itself out of host memory (Sec. 3.3.1).
 
 The host tier is registered with the device, and a kernel on the side stream reads the records of the pass's
 ids where they lie. Ids are read on the device too: the host touches no row, and a graph that captures a pass

@@ -176,7 +176,6 @@ def place(
             "chosen", those that a MoRT router has chosen when it has; "none", each row when it is read.
         gather: who gathers the records of a pass for a model on a GPU: "host", or "device", which reads them
             out of host memory itself where all of them are there and the system lets it; else the host does.
-            It has not run on a GPU.
         verify: recompute every fetched row and compare: True keeps the tables for it, a model folder is read.
 
     Returns:
