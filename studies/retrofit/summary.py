@@ -41,9 +41,8 @@ def main() -> None:
     runs = rows_of(RUNS)
     before = runs.pop(BEFORE)[0]
     heads = "way | seeds | trained | stored | in domain | elsewhere | seconds | memory, GiB"
-    print(
-        f"before: {float(before['val_loss']):.4f} in domain, {float(before['elsewhere_loss']):.4f} elsewhere"
-    )
+    inside, outside = (float(before[name]) for name in ("val_loss", "elsewhere_loss"))
+    print(f"before: {inside:.4f} in domain, {outside:.4f} elsewhere")
     print(f"\n| {heads} |\n|{'---|' * 8}")
     for way in sorted(runs, key=lambda way: float(runs[way][0]["val_loss"])):
         print(line(way, runs[way], before))
