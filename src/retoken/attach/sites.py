@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ class LayerSite:
     """
 
     def __init__(self, layer: int, delayed: bool) -> None:
-        self.layer, self.delayed = layer, delayed
+        self.layer, self.delayed, self._key = layer, delayed, str(layer)
         self.on_entry: list[Any] = []
         """Called with the layer and its arguments before it runs."""
         self.forget()
@@ -32,11 +33,10 @@ class LayerSite:
         self.residual: Landing | None = None
         self.routing: Routing | None = None
 
-    def begin(self, modulators: nn.ModuleDict) -> None:
+    def begin(self, modulators: Mapping[str, Any]) -> None:
         """A pass starts. Modulators are looked up anew: an adapter may have put trainable copies there."""
-        self.forget()
-        if str(self.layer) in modulators:
-            self.modulator = modulators[str(self.layer)]  # pyright: ignore
+        self.modulator = modulators.get(self._key)
+        self.context = self.residual = self.routing = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""

@@ -28,6 +28,8 @@ class GateIncrement(SiteHook):
     """ReToken: gate what enters the residual stream (Eq. 2)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if type(output) is Tensor:
+            return self.site.modulate(output)
         return with_first(output, self.site.modulate(first_of(output)))
 
 
@@ -59,6 +61,8 @@ class AddResidual(SiteHook):
     """MoRT: add the layer's residual to its increment (Eq. 6)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if type(output) is Tensor:
+            return self.landing().add_to(output)
         return with_first(output, self.landing().add_to(first_of(output)))
 
     def landing(self) -> Landing:
@@ -104,7 +108,7 @@ class StartForward:
         stack: Any = self.model.retoken
         index = stack.begin(ids, _mask_of_last(mask, ids), given.get("past_key_values"))
         for site in self.sites:
-            site.begin(stack.layers)
+            site.begin(stack.layers._modules)
         fetch = stack.fetch(index)
         context = ForwardContext(ids, fetch, stack.ready(index, fetch), index, stack.mask)
         return args, kwargs | {KEYWORD: context}

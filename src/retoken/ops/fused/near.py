@@ -45,7 +45,10 @@ def serves(*states: Tensor) -> bool:
     """Whether the kernels can serve: plain CPU tensors of a type they know, and no gradient is asked for."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    return all(type(x) in PLAIN and x.is_cpu and x.dtype in WIDE for x in states)
+    plain = True
+    for x in states:  # no generator, one more thing that a cold cache would have to fetch in every layer
+        plain = plain and type(x) in PLAIN and x.is_cpu and x.dtype in WIDE
+    return plain
 
 
 def near_table(weight: Tensor, ids: Tensor) -> Near | None:

@@ -22,28 +22,29 @@ from retoken.ops.row_update.threads import divide
 
 LEAST = 1 << 19
 """Numbers of a state that are worth a thread's call."""
+ENOUGH = 2 * LEAST
+"""Numbers from which threads share the work."""
 
 
 class _OnRows:
     """A kernel that takes increments, and what it needs besides."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_numbers", "near", "width")
+    __slots__ = ("_address", "_block", "_keep", "_kernel", "_numbers", "_positions", "near", "width")
 
     def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any) -> None:
         self.near, self._keep, self._kernel = near, scale, kernel
         self.width = near.row_bytes // SIZES[near.kind]
-        self._numbers = near.slots.numel() * self.width
+        self._positions = near.slots.numel()
+        self._numbers = self._positions * self.width
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
 
-    def _contiguous(self, increment: Tensor) -> Tensor:
-        """Refuse states that the rows are not for: a kernel would read and write beyond their ends."""
-        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
-            raise ValueError(
-                f"increments {tuple(increment.shape)} with rows of {self.width} numbers "
-                f"for {self.near.slots.numel()} positions; accepted: [..., D] for as many positions"
-            )
-        return increment.contiguous()
+    def _refusal(self, increment: Tensor) -> ValueError:
+        """Of states that the rows are not for: a kernel would read and write beyond their ends."""
+        return ValueError(
+            f"increments {tuple(increment.shape)} with rows of {self.width} numbers "
+            f"for {self._positions} positions; accepted: [..., D] for as many positions"
+        )
 
 
 class Gate(_OnRows):
@@ -68,10 +69,17 @@ class Gate(_OnRows):
             IndexError: a position has no row.
             ValueError: the increments are not [..., D] for as many positions as there are rows.
         """
-        increment = self._contiguous(increment)
+        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
+            raise self._refusal(increment)
+        increment = increment.contiguous()
         out = torch.empty_like(increment)
         fixed = (self._address, increment.data_ptr(), KINDS[increment.dtype], out.data_ptr())
-        _run(self._kernel, fixed, self._numbers, self.width)
+        if self._numbers < ENOUGH:
+            wrong = self._kernel(*fixed, 0, self._positions)
+            if wrong >= 0:
+                raise _no_row(wrong)
+        else:
+            _run(self._kernel, fixed, self._positions, self.width)
         return out
 
 
@@ -97,16 +105,25 @@ class Mix(_OnRows):
             IndexError: a position has no rows.
             ValueError: the increments are not [..., D] for as many positions as there are rows.
         """
-        increment = self._contiguous(increment)
+        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
+            raise self._refusal(increment)
+        increment = increment.contiguous()
         out, chosen = torch.empty_like(increment), routing.chosen_TK
         fixed = (
             *(self._address, chosen.data_ptr(), routing.weights_TK.data_ptr(), chosen.shape[-1]),
             *(increment.data_ptr(), KINDS[increment.dtype], out.data_ptr()),
         )
-        _run(self._mix, fixed, self._numbers, self.width)
+        if self._numbers < ENOUGH:
+            mixed = torch.empty(self.width)
+            wrong = self._kernel(*fixed, mixed.data_ptr(), 0, self._positions)
+            if wrong >= 0:
+                raise _no_row(wrong)
+        else:
+            _run(self._mix, fixed, self._positions, self.width)
         return out
 
     def _mix(self, *where: int) -> int:
+        """One thread's part, with room of its own."""
         mixed = torch.empty(self.width)
         return self._kernel(*where[:-2], mixed.data_ptr(), *where[-2:])
 
@@ -146,7 +163,11 @@ class Route:
             *(self._address, hidden.data_ptr(), KINDS[hidden.dtype]),
             *(logits.data_ptr(), chosen.data_ptr(), weights.data_ptr()),
         )
-        _run(self._kernel, fixed, hidden.numel(), self.width)
+        numbers = hidden.numel()
+        if numbers < ENOUGH:
+            self._kernel(*fixed, 0, numbers // width)
+        else:
+            _run(self._kernel, fixed, numbers // width, width)
         return Routing(logits, chosen, weights)
 
 
@@ -176,16 +197,16 @@ def kernels() -> Any:
     return kernel
 
 
-def _run(kernel: Callable[..., int], fixed: tuple[int, ...], numbers: int, width: int) -> None:
-    """All positions, by as many threads as PyTorch has where there is enough to do."""
+def _no_row(position: int) -> IndexError:
+    return IndexError(f"token id at position {position} has no row")
+
+
+def _run(kernel: Callable[..., int], fixed: tuple[int, ...], positions: int, width: int) -> None:
+    """All positions, by as many threads as PyTorch has."""
 
     def some(start: int, stop: int) -> None:
         wrong = kernel(*fixed, start, stop)
         if wrong >= 0:
-            raise IndexError(f"token id at position {wrong} has no row")
+            raise _no_row(wrong)
 
-    positions = numbers // width if width else 0
-    if numbers < 2 * LEAST:
-        some(0, positions)
-    else:
-        divide([(positions, max(1, LEAST // width), some)], torch.get_num_threads())
+    divide([(positions, max(1, LEAST // width), some)], torch.get_num_threads())
