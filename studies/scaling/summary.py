@@ -160,12 +160,13 @@ def controls(runs: Backbone) -> Iterable[list[str]]:
         kind, variant = name.split(" ")
         base = _pairs(group, runs.groups[budget, "baseline"])
         ours = _pairs(runs.groups[budget, variant], group)
+        retoken = _pairs(runs.groups[budget, "retoken"], group)
         first = base[0][0]
         yield [
             *(f"{budget:.3g}", variant, kind, f"{first.compute_params / 1e3:.0f}k"),
             f"{first.stored_params / 1e6:.2f}M",
             f"{first.flops_counted / base[0][1].flops_counted:.2f}",
-            *(_difference(base), _difference(ours)),
+            *(_difference(base), _difference(ours), _difference(retoken)),
         ]
 
 
@@ -198,8 +199,8 @@ def main() -> None:
         budgets = " | ".join(f"{budget:.3g}" for budget in runs.budgets)
         _table(f"against rho 1 | {budgets} | all", rho(runs))
         if runs.controls:
-            heads = "budget | for | as much | N_c | stored | FLOPs | to the baseline | variant to it"
-            _table(heads, controls(runs))
+            heads = "budget | for | as much | N_c | stored | FLOPs"
+            _table(f"{heads} | to the baseline | variant to it | ReToken to it", controls(runs))
     print("\n## Hours of training, one thread each")
     _table("backbone | stage | runs | hours", hours(rows))
 
