@@ -19,10 +19,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from retoken.eval import harness
+from retoken.eval.benchmarks import EIGHT
 from retoken.eval.results import ResultsFolder, TaskResult
 from retoken.eval.task_data import package_tasks
 
-PAPER = ("arc_easy", "arc_challenge", "openbookqa", "boolq", "winogrande", "sciq", "hellaswag", "piqa")
 COLUMNS = ("task", "documents", "metric", "alone", "ours", "documents_that_differ", "largest_difference_nats")
 
 
@@ -64,15 +64,14 @@ def main() -> None:
     args = parser.parse_args()
     model = HFLM(args.model, device=args.device, dtype="float32", batch_size=args.batch_size)
     definitions = package_tasks().definitions(harness.own_definitions(), harness.version())
-    manager, folder = (
-        TaskManager(include_path=definitions, include_defaults=False),
-        ResultsFolder.open(args.results),
-    )
+    manager = TaskManager(include_path=definitions, include_defaults=False)
+    folder = ResultsFolder.open(args.results)
     rows = []
-    for task in PAPER:
+    for task in EIGHT:
         report = simple_evaluate(model=model, tasks=[task], task_manager=manager, limit=args.limit or None)
         rows += compare(task, report, folder.read(task))  # pyright: ignore
-        print(*rows[-1].values(), flush=True)
+        for row in rows[len(rows) - len(folder.read(task).metrics) :]:
+            print(*row.values(), flush=True)
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()

@@ -48,7 +48,7 @@ RATES = (0.3, 1.0, 3.0)
 """Times the way's own learning rates."""
 LORA_RANK, BEFORE = 16, "before"
 LAYERS = (0, 1, 2)
-"""Layers with tables in "few tables": three of thirty store what the backbone does."""
+"""Layers with tables where not all have some: three of thirty."""
 Adapt = Callable[[PreTrainedModel], PreTrainedModel]
 
 
@@ -106,8 +106,9 @@ def merged(model: str, run: Path) -> PreTrainedModel:
         for name, value in tensors.items()
         if ".lora_" in name and not name.startswith("optimizer.")
     }
-    missing = adapted.load_state_dict(state, strict=False)
-    assert not missing.unexpected_keys, missing.unexpected_keys[:1]
+    wrong = adapted.load_state_dict(state, strict=False)
+    wrong = [*wrong.unexpected_keys, *(name for name in wrong.missing_keys if ".lora_" in name)]
+    assert state and not wrong, f"{run}: adapters are other ones: {wrong[:1]}"
     return adapted.merge_and_unload()
 
 
@@ -244,7 +245,7 @@ def main() -> None:
     found = trials(args.what, args.ways, args.seeds, Ledger(args.tables / TUNED, ABOUT, MEASURED).rows)
     jobs = [(args, trial) for trial in found if not ledger.has(trial.about)]
     start = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
         for trial, result in pool.imap_unordered(run_one, jobs):
             ledger.add(trial.about, result)
             seconds = time.perf_counter() - start

@@ -7,6 +7,7 @@ compute for each seed.
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections import defaultdict
@@ -23,6 +24,7 @@ from retoken.study.cell import CONTROLS
 from retoken.study.table import Row, read_rows
 
 HEAD = "What `python studies/scaling/summary.py` makes of [runs.csv](runs.csv); [what it says](README.md)."
+EQUAL_TIME = Path(__file__).with_name("equal_time.csv")
 Group = dict[int, Row]
 """{seed: run}."""
 Key = tuple[float, str]
@@ -160,13 +162,30 @@ def controls(runs: Backbone) -> Iterable[list[str]]:
         kind, variant = name.split(" ")
         base = _pairs(group, runs.groups[budget, "baseline"])
         ours = _pairs(runs.groups[budget, variant], group)
-        retoken = _pairs(runs.groups[budget, "retoken"], group)
         first = base[0][0]
         yield [
             *(f"{budget:.3g}", variant, kind, f"{first.compute_params / 1e3:.0f}k"),
             f"{first.stored_params / 1e6:.2f}M",
             f"{first.flops_counted / base[0][1].flops_counted:.2f}",
-            *(_difference(base), _difference(ours), _difference(retoken)),
+            *(_difference(base), _difference(ours)),
+        ]
+
+
+def as_long(runs: Backbone) -> Iterable[list[str]]:
+    """Baselines that trained for a variant's time, of steps that were timed beside its own."""
+    groups: dict[Key, dict[int, dict[str, str]]] = defaultdict(dict)
+    with EQUAL_TIME.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            groups[float(row["budget"]), row["variant"]][int(row["seed"])] = row
+    for (budget, variant), group in sorted(groups.items()):
+        base, ours = runs.groups[budget, "baseline"], runs.groups[budget, variant]
+        first, losses = next(iter(group.values())), {s: float(row["val_loss"]) for s, row in group.items()}
+        slower = [f"{float(first[name]):.3f}" for name in ("slower", "slower_low", "slower_high")]
+        yield [
+            *(f"{budget:.3g}", variant, f"{slower[0]} ({slower[1]} to {slower[2]})"),
+            f"{int(first['tokens']) / 1e6:.2f}M",
+            plus_minus(losses[seed] - base[seed].loss for seed in losses),
+            plus_minus(ours[seed].loss - losses[seed] for seed in losses),
         ]
 
 
@@ -199,8 +218,10 @@ def main() -> None:
         budgets = " | ".join(f"{budget:.3g}" for budget in runs.budgets)
         _table(f"against rho 1 | {budgets} | all", rho(runs))
         if runs.controls:
+            heads = "budget | as long as | a step's time over the baseline's | tokens"
+            _table(f"{heads} | to the baseline | variant to it", as_long(runs))
             heads = "budget | for | as much | N_c | stored | FLOPs"
-            _table(f"{heads} | to the baseline | variant to it | ReToken to it", controls(runs))
+            _table(f"{heads} | to the baseline | variant to it", controls(runs))
     print("\n## Hours of training, one thread each")
     _table("backbone | stage | runs | hours", hours(rows))
 

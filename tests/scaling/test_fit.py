@@ -185,7 +185,7 @@ def test_a_model_comes_back_from_its_file(noisy: Runs, tmp_path) -> None:
     ("law", "name"), [(KAPLAN, "kaplan"), (CHINCHILLA, "chinchilla")], ids=["kaplan", "chinchilla"]
 )
 def test_intervals_hold_what_was_planted(law: Law, name: str) -> None:
-    """A short form of studies/scaling/coverage.py: 30 draws, all quantities together."""
+    """A short form of studies/scaling/interval_coverage.py: 30 draws, all quantities together."""
     scenario = Scenario(name=name, law=law, gains=GAINS, design=decade(), noise=Noise())
     found = cover(scenario, draws=30, resamples=200, methods=("wild",), kinds=("percentile",))
     assert all(each.undefined == 0 for each in found)

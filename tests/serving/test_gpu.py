@@ -118,26 +118,27 @@ def captured(model, cache, ids, position):
     return graph, logits
 
 
-def replayed(model, kernels, steps=40):
-    """Logits of passes by replays of one graph, [steps, V]."""
-    retoken.use_kernels(model, kernels)
-    cache = StaticCache(config=model.config, max_cache_len=steps + 4)
-    ids, position = (
-        torch.zeros(1, 1, dtype=torch.long, device=GPU),
-        torch.zeros(1, 1, dtype=torch.long, device=GPU),
-    )
-    graph, logits = captured(model, cache, ids, position)
-    source, found = model.retoken.source, []
-    by_host = source is not None and source.stage is not None and source.stage.gathered_by == "host"
-    for step in range(steps):
-        ids.fill_(3 + 17 * step)
-        position.fill_(step)
-        if by_host:
-            source.prefetch(ids)
-            source.stage.wait()
-        graph.replay()
-        found.append(logits[0, -1].clone())
-    return torch.stack(found)
+class Decoder:
+    """Decoding by replays of one graph, which is captured here."""
+
+    def __init__(self, model, kernels="eager", room=80):
+        retoken.use_kernels(model, kernels)
+        cache = StaticCache(config=model.config, max_cache_len=room)
+        self.ids, self.position = (torch.zeros(1, 1, dtype=torch.long, device=GPU) for _ in range(2))
+        self.graph, self.logits = captured(model, cache, self.ids, self.position)
+        source = model.retoken.source
+        by_host = source is not None and source.stage is not None and source.stage.gathered_by == "host"
+        self.source = source if by_host else None
+
+    def step(self, number):
+        """Logits [V] of the token at a place that follows from it."""
+        self.ids.fill_(3 + 17 * number)
+        self.position.fill_(number)
+        if self.source is not None:
+            self.source.prefetch(self.ids)
+            self.source.stage.wait()
+        self.graph.replay()
+        return self.logits[0, -1].clone()
 
 
 @pytest.mark.parametrize("way", ["host", "host, gathered by the device"])
@@ -146,22 +147,26 @@ def replayed(model, kernels, steps=40):
 def test_replays_of_a_cuda_graph(name, way, kernels, tmp_path):
     model = wide(name)
     other = placed(model, way, tmp_path)
-    wanted = replayed(model, kernels)
-    assert torch.equal(wanted, replayed(other, kernels))
-    assert len({row.argmax().item() for row in wanted}) > 1
+    wanted, found = Decoder(model, kernels), Decoder(other, kernels)
+    tokens = set()
+    for number in range(40):
+        logits = found.step(number)
+        assert torch.equal(wanted.step(number), logits), number
+        tokens.add(logits.argmax().item())
+    assert len(tokens) > 1
 
 
 @pytest.mark.parametrize("way", ["host", "host, gathered by the device"])
 @torch.no_grad()
-def test_passes_after_a_capture_and_between_replays(way, tmp_path):
-    """A prompt's pass between replays of a decoding pass has its own rows, and leaves the graph's alone."""
+def test_prompts_between_replays(way, tmp_path):
+    """Each has its own rows, and leaves the graph's alone."""
     model = wide()
     other = placed(model, way, tmp_path)
-    replayed(other, "eager", steps=3)
-    for seed in range(20):
-        ids = token_ids(1, 5 + 7 * seed, vocab=4096, seed=seed).to(GPU)
-        assert torch.equal(model(input_ids=ids).logits, other(input_ids=ids).logits)
-    assert torch.equal(replayed(model, "eager", steps=5), replayed(other, "eager", steps=5))
+    wanted, found = Decoder(model), Decoder(other)
+    for number in range(20):
+        ids = token_ids(1, 5 + 7 * number, vocab=4096, seed=number).to(GPU)
+        assert torch.equal(model(input_ids=ids).logits, other(input_ids=ids).logits), number
+        assert torch.equal(wanted.step(number), found.step(number)), number
 
 
 @torch.no_grad()

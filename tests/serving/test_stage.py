@@ -89,6 +89,16 @@ def test_what_was_prefetched_is_not_copied_again():
     assert stage.fetch(torch.tensor([[4, 6]])) is not ahead and stage.lane.copies == 2 * copies
 
 
+def test_ids_may_be_written_over_once_rows_are_asked_for():
+    stage, layout, records = _stage("float32")
+    ids = torch.tensor([[3]])
+    stage.prefetch(ids)
+    stage.wait()
+    ids.fill_(7)
+    rows, positions = stage.rows(stage.fetch(ids), 3, torch.float32)
+    assert torch.equal(rows[positions][0, 0], layout.decode(records[7:8], 3, torch.float32)[0])
+
+
 def test_a_pass_computes_while_the_next_ones_rows_travel():
     stage, layout, records = _stage("float32")
     now, later = torch.tensor([[1]]), torch.tensor([[2]])
@@ -113,6 +123,14 @@ def test_memory_that_is_given_back_has_been_written_to():
     stage.prefetch(torch.arange(9).view(1, 9))
     assert ("wait", 3) in stage.lane.log
     assert stage.lane.log.index(("wait", 3)) < stage.lane.log.index(("mark", 7))
+
+
+def test_a_long_pass_beside_a_graph_has_been_written_when_its_memory_is_given_back():
+    stage, _, _ = _stage("float32", capacity=2)
+    stage._captured = True
+    stage.prefetch(torch.arange(5).view(1, 5))
+    stage.prefetch(torch.arange(6).view(1, 6))
+    assert stage.lane.log.index(("wait", 3)) < stage.lane.log.index(("mark", 4))
 
 
 def test_a_replay_waits_for_everything():
@@ -154,7 +172,7 @@ def test_positions_that_a_graph_has_read_keep_their_address():
 def test_a_graph_of_more_positions_than_there_is_room_for_is_refused():
     stage, _, _ = _stage("float32", capacity=4)
     stage.lane.graph = True
-    with pytest.raises(ConfigError, match="a pass of 5 positions; accepted: at most 4, or gather="):
+    with pytest.raises(ConfigError, match=r"a pass of 5 positions, .* have room for 4; accepted: as many"):
         stage.fetch(torch.arange(5).view(1, 5))
 
 

@@ -49,7 +49,7 @@ class KernelShape:
 
     @property
     def bound_bytes(self) -> int:
-        """Increments, rows and results once each, bfloat16; their gradients too, where there are any."""
+        """Of every token its increment, rows and result once, in bfloat16; in training their gradients."""
         per_token = TOP_K if self.operation == "mix" else 1
         forward = (2 + per_token) * self.tokens * self.width * 2
         if self.what == "forward":
@@ -125,7 +125,7 @@ class Case:
         """{name: one call of it, with its backward pass where the shape says so}.
 
         Raises:
-            RetokenError: one does not give what the others do.
+            RetokenError: one does not give what the others do, going forward.
         """
         found = {"triton": self.triton, "eager": self.eager}
         if compiled:

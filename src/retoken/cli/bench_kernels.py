@@ -20,8 +20,8 @@ class BenchKernels:
     """Time the Triton kernels on a GPU: gate and mixture, forward and training, against all alternatives.
 
     Against the library's eager operators, torch.compile, and the bytes that have to move over what a copy
-    moves a second. Rows and increments are bfloat16, caches are flushed before each call. Results are
-    compared before they are timed.
+    moves a second. Rows and increments are bfloat16, caches are flushed before each call. Results, not
+    gradients, are compared before they are timed.
     """
 
     operations: tuple[Literal["gate", "mix"], ...] = ("gate", "mix")

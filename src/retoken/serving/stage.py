@@ -84,7 +84,7 @@ class Stage:
             rows, positions = torch.unique(ids, return_inverse=True)
         into = self._room(len(rows))
         self._fill(into, rows)
-        into.ids, into.waited = ids, False
+        into.ids, into.waited = ids.clone(), False  # the caller may write the next pass's into them
         into.positions = into.in_order(ids.shape) if positions is None else positions.to(self.device)
         self._latest = into
         return into
@@ -119,7 +119,7 @@ class Stage:
         """The set whose turn it is, larger where it has to be; the one that a graph reads never moves."""
         room = self._sets[0]
         if count > room.capacity:
-            for event in room.events[-1:]:  # its memory may be given away, and is still being written to
+            for event in (*room.events[-1:], *self._latest.events[-1:]):  # memory that may be given away
                 self.lane.wait(event)
             room = self._buffers(count + count // 4)
             if not self._captured:
@@ -138,8 +138,8 @@ class Stage:
         room = self._sets[0]
         if ids.numel() > room.capacity:
             raise ConfigError(
-                f"a graph is captured of a pass of {ids.numel()} positions; accepted: at most "
-                f'{room.capacity}, or gather="device"'
+                f"a graph is captured of a pass of {ids.numel()} positions, and the buffers that its replays "
+                f'read have room for {room.capacity}; accepted: as many, or gather="device"'
             )
         self._captured, room.positions = True, room.in_order(ids.shape)
         return room

@@ -245,19 +245,53 @@ def route(block, hidden, h_kind, logits, chosen, weights, start, stop):
     """
     router, r_kind, width = read_index(block), read_index(block + 8), read_index(block + 16)
     experts, top_k = read_index(block + 24), read_index(block + 32)
-    full = width // LANES * LANES
+    size = width * _size(r_kind)
     for t in range(start, stop):
-        h, own = hidden + t * width * _size(h_kind), logits + 4 * t * experts
-        for e in range(experts):
-            r, total = router + e * width * _size(r_kind), lanes_of(F32(0))
-            for c in range(0, full, LANES):
-                total = total + _read(h_kind, h, c, LANES) * _read(r_kind, r, c, LANES)
-            if full < width:
-                n = width - full
-                total = total + _read(h_kind, h, full, n) * _read(r_kind, r, full, n)
-            write_number(own + 4 * e, sum_of(total))
+        h, own, e = hidden + t * width * _size(h_kind), logits + 4 * t * experts, 0
+        while e + 4 <= experts:
+            _four_logits(h_kind, h, r_kind, router + e * size, size, width, own + 4 * e)
+            e += 4
+        while e < experts:
+            write_number(own + 4 * e, _logit(h_kind, h, r_kind, router + e * size, width))
+            e += 1
         _choose(own, experts, top_k, chosen + 8 * t * top_k, weights + 4 * t * top_k)
     return -1
+
+
+@compiled
+def _logit(h_kind, h, r_kind, r, width):
+    """A state's product with one of the router's rows."""
+    full, total = width // LANES * LANES, lanes_of(F32(0))
+    for c in range(0, full, LANES):
+        total = total + _read(h_kind, h, c, LANES) * _read(r_kind, r, c, LANES)
+    if full < width:
+        n = width - full
+        total = total + _read(h_kind, h, full, n) * _read(r_kind, r, full, n)
+    return sum_of(total)
+
+
+@compiled
+def _four_logits(h_kind, h, r_kind, r, size, width, own):
+    """`_logit` of four rows, `size` bytes apart, for each number of the state that is read."""
+    full = width // LANES * LANES
+    p = q = u = v = lanes_of(F32(0))
+    for c in range(0, full, LANES):
+        x = _read(h_kind, h, c, LANES)
+        p = p + x * _read(r_kind, r, c, LANES)
+        q = q + x * _read(r_kind, r + size, c, LANES)
+        u = u + x * _read(r_kind, r + 2 * size, c, LANES)
+        v = v + x * _read(r_kind, r + 3 * size, c, LANES)
+    if full < width:
+        n = width - full
+        x = _read(h_kind, h, full, n)
+        p = p + x * _read(r_kind, r, full, n)
+        q = q + x * _read(r_kind, r + size, full, n)
+        u = u + x * _read(r_kind, r + 2 * size, full, n)
+        v = v + x * _read(r_kind, r + 3 * size, full, n)
+    write_number(own, sum_of(p))
+    write_number(own + 4, sum_of(q))
+    write_number(own + 8, sum_of(u))
+    write_number(own + 12, sum_of(v))
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Do the intervals hold what was planted? `python studies/scaling/coverage.py` writes coverage.csv.
+"""Do the intervals hold what was planted? `python studies/scaling/interval_coverage.py` writes coverage.csv.
 
 200 draws of each scenario take about four minutes of one core.
 """
