@@ -3,11 +3,14 @@
     retoken prepare --corpus default --tokenizer bpe --vocab-size 4096 --out STORES/default-4k
     retoken prepare --corpus default --vocab-size 8192 --out STORES/default-8k
     python studies/matched/run.py tune --stores STORES --work WORK --jobs 2
+    python studies/matched/run.py time --stores STORES --work WORK
     python studies/matched/run.py train --stores STORES --work WORK --jobs 2
 
 `tune` gives every variant the same small budget: four rates of its tables, at the smaller size, on a seed of
-its own. `train` takes the best of them to both sizes and three seeds. Runs that tune.csv or runs.csv has are
-not made again; both are written after every run. summary.py makes the table of README.md.
+its own. `time` has steps of ReToken and MoRT beside the baseline's, in turns, on a machine that does nothing
+else: how much longer `longer` trains. `train` takes the best rates to both sizes and three seeds. Runs that
+tune.csv or runs.csv has are not made again; both are written after every run. summary.py makes the tables of
+README.md.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,16 @@ from retoken import presets
 from retoken.compare.variants import attached
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.study.ledger import Ledger, Row
+from retoken.train import setup
+from retoken.train.bench import BareLoop
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
+from retoken.train.timing import interleaved, ratios
+from retoken.train.world import open_world
 
 HERE = Path(__file__).parent
-TUNED, RUNS = HERE / "tune.csv", HERE / "runs.csv"
+TUNED, TIMES, RUNS = HERE / "tune.csv", HERE / "times.csv", HERE / "runs.csv"
 SIZES = {"llama-64x3": "default-4k", "llama-128x4": "default-8k"}
 """Backbones, and the token store of each."""
 SEEDS, TUNING_SEED, TUNING_PRESET = (0, 1, 2), 100, "llama-64x3"
@@ -45,6 +53,10 @@ WIDE = {("llama-64x3", 1): "llama-96x6", ("llama-64x3", 5): "llama-192x7", ("lla
 LR, LR_WIDTH, TOKENS = 8e-3, 64, 800 * 16 * 128
 """Peak rate at that width, and over the width elsewhere (studies/scaling/rates.csv); tokens of a run."""
 NO_TABLES = ("baseline", "wide", "longer")
+TIMED = {1: "retoken", 5: "mort"}
+"""Whose time `longer` has, by size."""
+STEPS, REPEATS = 30, 21
+"""Of a turn, and turns."""
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "stored_params")
 MEASURED += ("flops_per_token", "tokens_per_second", "train_seconds")
 
@@ -132,18 +144,37 @@ def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> Tr
     )
 
 
-def slower(trial: Trial, known: list[Row]) -> float | None:
-    """Time of the slowest of ReToken, or MoRT, over the baseline's on this seed; None: not known yet."""
+def time_steps(tuned: list[Row], stores: Path, work: Path) -> None:
+    """Write times.csv: seconds of a step over the baseline's, of each in `TIMED` at each size."""
+    best, ledger = (
+        best_rates(tuned),
+        Ledger(TIMES, ("preset", "size"), ("slower", "slower_low", "slower_high")),
+    )
+    for preset in SIZES:
+        plain = Trial(preset=preset, size=0, variant="baseline", rate=0.0, seed=SEEDS[0])
+        trials = {0: plain} | {
+            size: replace(plain, size=size, variant=name, rate=best[size, name][1])
+            for size, name in TIMED.items()
+        }
+        with open_world("cpu", 1) as world:
+            configs = {size: config_of(trial, stores, work) for size, trial in trials.items()}
+            loops = {size: BareLoop(c, setup.open_store(c), world) for size, c in configs.items()}
+            turns = {size: partial(loop.train, STEPS, clip=True) for size, loop in loops.items()}
+            seconds = interleaved(turns, repeats=REPEATS, warmup=2)
+        for size in TIMED:
+            spread = ratios(seconds[size], seconds[0])
+            found = {"slower": spread.median, "slower_low": spread.low, "slower_high": spread.high}
+            ledger.add({"preset": preset, "size": size, **found}, None)
+            print(preset, TIMED[size], *(f"{value:.3f}" for value in found.values()), flush=True)
+
+
+def slower(trial: Trial) -> float | None:
+    """How much longer a trial is to train than the preset's recipe says; None: not known yet."""
     if trial.variant != "longer":
         return 1.0
-    name = {1: "retoken", 5: "mort"}[trial.size]
-    times = {
-        row["variant"]: float(row["tokens_per_second"])
-        for row in known
-        if (row["preset"], row["variant"]) in ((trial.preset, "baseline"), (trial.preset, name))
-        and row["seed"] == str(trial.seed)
-    }
-    return times["baseline"] / times[name] if len(times) == 2 else None
+    rows = Ledger(TIMES, ("preset", "size"), ("slower", "slower_low", "slower_high")).rows
+    found = [float(r["slower"]) for r in rows if (r["preset"], r["size"]) == (trial.preset, str(trial.size))]
+    return found[0] if found else None
 
 
 def run_one(job: tuple[Trial, Path, Path, float]) -> tuple[Trial, TrainResult]:
@@ -153,14 +184,14 @@ def run_one(job: tuple[Trial, Path, Path, float]) -> tuple[Trial, TrainResult]:
 
 
 def make(pool: Any, wanted: Iterable[Trial], ledger: Ledger, stores: Path, work: Path) -> None:
-    """Run what is missing of `wanted`; what waits for another run's time comes last."""
+    """Run what is missing of `wanted`, but for what waits for `time`."""
     missing = [trial for trial in wanted if not ledger.has(asdict(trial))]
-    for waits in (False, True):
-        turn = [trial for trial in missing if (trial.variant == "longer") is waits]
-        jobs = [(trial, stores, work, times) for trial in turn if (times := slower(trial, ledger.rows))]
-        for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
-            ledger.add(asdict(trial), result)
-            print(f"{number}/{len(jobs)} {trial.name}: {result.val_loss:.4f}", flush=True)
+    jobs = [(trial, stores, work, times) for trial in missing if (times := slower(trial))]
+    for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
+        ledger.add(asdict(trial), result)
+        print(f"{number}/{len(jobs)} {trial.name}: {result.val_loss:.4f}", flush=True)
+    if len(jobs) < len(missing):
+        print(f"{len(missing) - len(jobs)} runs wait for `run.py time`", flush=True)
 
 
 def main() -> None:
@@ -168,11 +199,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("tune", "train"))
+    parser.add_argument("what", choices=("tune", "time", "train"))
     parser.add_argument("--stores", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
+    if args.what == "time":
+        return time_steps(ledger_of(TUNED).rows, args.stores, args.work)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         if args.what == "tune":
             make(pool, tuning(), ledger_of(TUNED), args.stores, args.work)

@@ -40,12 +40,11 @@ def line(key: tuple[str, int, str], runs: Runs) -> str:
     preset, size, variant = key
     ours, base = runs[key], runs[preset, 0, "baseline"]
     losses = ", ".join(f"{float(ours[seed]['val_loss']):.3f}" for seed in sorted(ours))
-    seconds = mean(ours, "train_seconds") / mean(base, "train_seconds")
     stored, flops = mean(ours, "stored_params"), mean(ours, "flops_per_token") / mean(base, "flops_per_token")
     cells = [
         *(preset, f"{size}x" if size else "-", title(variant), losses),
         "-" if variant == "baseline" else plus_minus(paired(ours, base)),
-        *(f"{stored / 1e6:.2f}M", f"{flops:.2f}", f"{seconds:.2f}"),
+        *(f"{stored / 1e6:.2f}M", f"{flops:.2f}"),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -65,8 +64,8 @@ def main() -> None:
     runs = read()
     if not runs:
         return
-    heads = "backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | time"
-    print(f"\n| {heads} |\n|{'---|' * 8}")
+    heads = "backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs"
+    print(f"\n| {heads} |\n|{'---|' * 7}")
     for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):
         print(line(key, runs))
 
