@@ -1,7 +1,10 @@
 """What every room's tests share: one thread, quiet libraries, a token store, and runs that take a second."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from retoken.cli.main import main
 from retoken.data.config import PrepareConfig
 from retoken.data.prepare import prepare
 
+ROOT = Path(__file__).parents[1]
 WORDS = "the a cat dog house runs sees under over tree blue red and or but when then small big king".split()
 
 
@@ -21,6 +25,19 @@ def _small_machine() -> None:
     """Tiny models gain nothing from threads, and test processes run side by side."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A finished process of another Python, which imports this checkout's package: words, environment."""
+
+    def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+        own = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTEST_XDIST_WORKER": ""} | environment
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,6 @@ import argparse
 import multiprocessing
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,10 @@ from retoken import presets
 from retoken.compare.variants import attached
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.study.ledger import Ledger, Row
-from retoken.train import setup
-from retoken.train.bench import BareLoop
+from retoken.train.bench import steps_over
 from retoken.train.config import TrainConfig
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
-from retoken.train.timing import interleaved, ratios
-from retoken.train.world import open_world
 
 HERE = Path(__file__).parent
 TUNED, TIMES, RUNS = HERE / "tune.csv", HERE / "times.csv", HERE / "runs.csv"
@@ -144,36 +140,37 @@ def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> Tr
     )
 
 
+def times() -> Ledger:
+    """How much longer a step takes than the baseline's."""
+    return Ledger(TIMES, ("preset", "size"), ("slower", "slower_low", "slower_high"))
+
+
 def time_steps(tuned: list[Row], stores: Path, work: Path) -> None:
-    """Write times.csv: seconds of a step over the baseline's, of each in `TIMED` at each size."""
-    best, ledger = (
-        best_rates(tuned),
-        Ledger(TIMES, ("preset", "size"), ("slower", "slower_low", "slower_high")),
-    )
+    """Write times.csv: each of `TIMED` at each size."""
+    best, ledger = best_rates(tuned), times()
     for preset in SIZES:
         plain = Trial(preset=preset, size=0, variant="baseline", rate=0.0, seed=SEEDS[0])
-        trials = {0: plain} | {
-            size: replace(plain, size=size, variant=name, rate=best[size, name][1])
-            for size, name in TIMED.items()
-        }
-        with open_world("cpu", 1) as world:
-            configs = {size: config_of(trial, stores, work) for size, trial in trials.items()}
-            loops = {size: BareLoop(c, setup.open_store(c), world) for size, c in configs.items()}
-            turns = {size: partial(loop.train, STEPS, clip=True) for size, loop in loops.items()}
-            seconds = interleaved(turns, repeats=REPEATS, warmup=2)
-        for size in TIMED:
-            spread = ratios(seconds[size], seconds[0])
+        configs = {"baseline": config_of(plain, stores, work)}
+        for size, name in TIMED.items():
+            trial = replace(plain, size=size, variant=name, rate=best[size, name][1])
+            configs[name] = config_of(trial, stores, work)
+        spreads = steps_over(configs, "baseline", steps=STEPS, repeats=REPEATS)
+        for size, name in TIMED.items():
+            spread = spreads[name]
             found = {"slower": spread.median, "slower_low": spread.low, "slower_high": spread.high}
             ledger.add({"preset": preset, "size": size, **found}, None)
-            print(preset, TIMED[size], *(f"{value:.3f}" for value in found.values()), flush=True)
+            print(preset, name, *(f"{value:.3f}" for value in found.values()), flush=True)
 
 
-def slower(trial: Trial) -> float | None:
+def slower(trial: Trial, known: list[Row]) -> float | None:
     """How much longer a trial is to train than the preset's recipe says; None: not known yet."""
     if trial.variant != "longer":
         return 1.0
-    rows = Ledger(TIMES, ("preset", "size"), ("slower", "slower_low", "slower_high")).rows
-    found = [float(r["slower"]) for r in rows if (r["preset"], r["size"]) == (trial.preset, str(trial.size))]
+    found = [
+        float(row["slower"])
+        for row in known
+        if (row["preset"], row["size"]) == (trial.preset, str(trial.size))
+    ]
     return found[0] if found else None
 
 
@@ -185,8 +182,8 @@ def run_one(job: tuple[Trial, Path, Path, float]) -> tuple[Trial, TrainResult]:
 
 def make(pool: Any, wanted: Iterable[Trial], ledger: Ledger, stores: Path, work: Path) -> None:
     """Run what is missing of `wanted`, but for what waits for `time`."""
-    missing = [trial for trial in wanted if not ledger.has(asdict(trial))]
-    jobs = [(trial, stores, work, times) for trial in missing if (times := slower(trial))]
+    missing, known = [trial for trial in wanted if not ledger.has(asdict(trial))], times().rows
+    jobs = [(trial, stores, work, longer) for trial in missing if (longer := slower(trial, known))]
     for number, (trial, result) in enumerate(pool.imap(run_one, jobs), 1):
         ledger.add(asdict(trial), result)
         print(f"{number}/{len(jobs)} {trial.name}: {result.val_loss:.4f}", flush=True)

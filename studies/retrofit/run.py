@@ -18,7 +18,7 @@ import multiprocessing
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,11 +120,6 @@ class Trial:
     rate: float
     """Times the way's learning rates."""
     seed: int
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Its columns."""
-        return {"way": self.way, "rate": self.rate, "seed": self.seed}
 
 
 def config_of(args: argparse.Namespace, trial: Trial) -> TrainConfig:
@@ -243,13 +238,13 @@ def main() -> None:
     if args.what == "train" and not ledger.has(untouched):
         ledger.add(untouched, before(args))
     found = trials(args.what, args.ways, args.seeds, Ledger(args.tables / TUNED, ABOUT, MEASURED).rows)
-    jobs = [(args, trial) for trial in found if not ledger.has(trial.about)]
+    jobs = [(args, trial) for trial in found if not ledger.has(asdict(trial))]
     start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
         for trial, result in pool.imap_unordered(run_one, jobs):
-            ledger.add(trial.about, result)
+            ledger.add(asdict(trial), result)
             seconds = time.perf_counter() - start
-            print(f"{trial.about}: {result.val_loss:.4f}, after {seconds:.0f} s", flush=True)
+            print(f"{asdict(trial)}: {result.val_loss:.4f}, after {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

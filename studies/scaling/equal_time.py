@@ -10,7 +10,6 @@ not made again, and variants it has are not timed again.
 from __future__ import annotations
 
 import argparse
-import functools
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,12 +21,10 @@ from retoken.study.cell import Cell
 from retoken.study.ledger import Ledger
 from retoken.study.planfile import Plan
 from retoken.study.table import read_rows
-from retoken.train import setup
-from retoken.train.bench import BareLoop
+from retoken.train.bench import steps_over
 from retoken.train.loop import train
 from retoken.train.result import TrainResult
-from retoken.train.timing import Spread, interleaved, ratios
-from retoken.train.world import open_world
+from retoken.train.timing import Spread
 
 HERE = Path(__file__).parent
 TABLE = HERE / "equal_time.csv"
@@ -43,15 +40,11 @@ STEPS, REPEATS = 30, 21
 def slower(plan: Plan, cells: dict[str, Cell], data: Path, size: str) -> dict[str, Spread]:
     """Seconds of a step over the baseline's, by variant."""
     names = ("baseline", *VARIANTS)
-    with TemporaryDirectory() as folder, open_world("cpu", 1) as world:
-        loops = {}
-        for name in names:
-            cell = cells[f"dense-{name}-{size}-seed0"]
-            config = cell.train_config(plan.study, data=data, out=Path(folder) / name, threads=1)
-            loops[name] = BareLoop(config, setup.open_store(config), world)
-        turns = {name: functools.partial(loop.train, STEPS, clip=True) for name, loop in loops.items()}
-        seconds = interleaved(turns, repeats=REPEATS, warmup=2)
-    return {name: ratios(seconds[name], seconds["baseline"]) for name in VARIANTS}
+    runs = {name: cells[f"dense-{name}-{size}-seed0"] for name in names}
+    with TemporaryDirectory() as folder:
+        places: dict[str, Any] = {"data": data, "out": Path(folder) / "run", "threads": 1}
+        configs = {name: cell.train_config(plan.study, **places) for name, cell in runs.items()}
+        return steps_over(configs, "baseline", steps=STEPS, repeats=REPEATS)
 
 
 def trials(plan: Plan, data: Path, ledger: Ledger) -> Iterator[tuple[dict[str, Any], Cell]]:

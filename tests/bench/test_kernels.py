@@ -1,10 +1,7 @@
 """The bench of GPU kernels without a GPU: what it counts and writes, and its cases, interpreted."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
 import torch
@@ -17,7 +14,6 @@ pytest.importorskip("triton")
 from retoken.bench import kernels
 from retoken.bench.kernels import KernelShape
 
-ROOT = Path(__file__).parents[2]
 CASES = """
 import torch
 from retoken.bench import kernels
@@ -40,12 +36,8 @@ def shape(operation="gate", what="forward", tokens=16, width=8):
     return KernelShape(operation=operation, what=what, tokens=tokens, width=width)
 
 
-def test_cases_compute_the_same_by_every_way():
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    own = {"TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", CASES], env=os.environ | own, capture_output=True, text=True, check=False
-    )
+def test_cases_compute_the_same_by_every_way(python):
+    ran = python("-c", CASES, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stdout.splitlines() == [
         f"{operation} {what} triton eager"
@@ -108,8 +100,6 @@ def test_a_training_step_has_fewer_rows_at_hand():
     ],
 )
 def test_options_that_are_refused(words, said, capsys):
-    import re
-
     assert main(["bench", "kernels", *words]) != 0
     assert re.search(said, capsys.readouterr().err)
 

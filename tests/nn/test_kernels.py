@@ -1,10 +1,7 @@
 """What modulators compute with: plain operators until `use_kernels`, then Triton kernels, interpreted."""
 
 import copy
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,23 +22,11 @@ def _attached(config, **options):
     return model
 
 
-def _python(*words, **environment):
-    """The finished process, which imports this checkout's package."""
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_interpreted_models_equal_eager_ones():
+def test_interpreted_models_equal_eager_ones(python):
     """tests/nn/models_run.py, every one of its tests."""
     pytest.importorskip("triton")
     words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/nn/models_run.py"]
-    ran = _python(*words, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTEST_XDIST_WORKER="")
+    ran = python(*words, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     last = ran.stdout.strip().splitlines()[-1]
     passed = re.match(r"(\d+) passed", last)
@@ -110,7 +95,7 @@ def test_a_delayed_residual_keeps_the_operators():
     assert all(module.kernels is OPERATORS for module in retoken.modulators(model).values())
 
 
-def test_without_triton_they_are_refused():
+def test_without_triton_they_are_refused(python):
     code = """
 import sys
 sys.modules["triton"] = None
@@ -123,7 +108,7 @@ try:
 except retoken.errors.ConfigError as error:
     print(error)
 """
-    ran = _python("-c", code)
+    ran = python("-c", code)
     assert "Triton is not installed; accepted: 'eager', or pip install 'triton>=3.5'" in ran.stdout, (
         ran.stderr
     )

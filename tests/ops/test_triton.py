@@ -1,9 +1,6 @@
 """The Triton kernels without a GPU: interpreted in a process of their own, compiled, and their refusals."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,22 +15,10 @@ REGISTERS = {"gate_forward": 64, "folded_forward": 40, "folded_add_forward": 40,
 """At most; 128 for the others, so that an SM's 65536 hold two programs of eight warps."""
 
 
-def _python(*words, **environment):
-    """The finished process, which imports this checkout's package."""
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_interpreted_kernels_equal_the_naive_equations():
+def test_interpreted_kernels_equal_the_naive_equations(python):
     """tests/ops/kernels_run.py, every one of its tests."""
     words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/ops/kernels_run.py"]
-    ran = _python(*words, TRITON_INTERPRET="1", OMP_NUM_THREADS="1", PYTEST_XDIST_WORKER="")
+    ran = python(*words, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     last = ran.stdout.strip().splitlines()[-1]
     passed = re.match(r"(\d+) passed", last)
@@ -164,7 +149,7 @@ def test_the_folded_gate_refuses_to_lose_a_gradient():
         folded_gate_rows(torch.ones(T, D), table, ids)
 
 
-def test_without_triton_the_package_imports_and_a_call_says_what_to_install():
+def test_without_triton_the_package_imports_and_a_call_says_what_to_install(python):
     code = """
 import sys
 sys.modules["triton"] = None
@@ -175,7 +160,7 @@ try:
 except ImportError as error:
     print(error)
 """
-    ran = _python("-c", code)
+    ran = python("-c", code)
     assert "retoken.ops.triton needs Triton: pip install 'triton>=3.5'" in ran.stdout, ran.stderr[-2000:]
 
 

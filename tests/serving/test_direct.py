@@ -1,9 +1,6 @@
 """The device's gather without a device: interpreted, compiled, and what it falls back to."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,14 +18,10 @@ from retoken.serving.layout import RecordLayout
 ROOT = Path(__file__).parents[2]
 
 
-def test_interpreted_gathers_are_the_hosts():
+def test_interpreted_gathers_are_the_hosts(python):
     """tests/serving/gather_run.py, every one of its tests."""
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/serving/gather_run.py"]
-    own = {"PYTHONPATH": path, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTEST_XDIST_WORKER": ""}
-    ran = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=os.environ | own, capture_output=True, text=True
-    )
+    ran = python(*words, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     passed = re.match(r"(\d+) passed", ran.stdout.strip().splitlines()[-1])
     assert passed and int(passed[1]) >= 100

@@ -63,3 +63,10 @@ def test_hotspots_are_sorted_shares_of_a_step(make):
     assert len(found) == 5
     assert [spot.share for spot in found] == sorted((spot.share for spot in found), reverse=True)
     assert 0 < sum(spot.share for spot in found) <= 1
+
+
+def test_steps_in_turns_are_held_to_the_base(make):
+    configs = {name: make(variant=name, out=make().out / name) for name in ("baseline", "retoken")}
+    found = bench.steps_over(configs, "baseline", steps=1, repeats=3)
+    assert found.keys() == {"retoken"}
+    assert 0 < found["retoken"].low <= found["retoken"].median <= found["retoken"].high

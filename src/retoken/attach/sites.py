@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class LayerSite:
     """
 
     def __init__(self, layer: int, delayed: bool) -> None:
-        self.layer, self.delayed, self._key = layer, delayed, str(layer)
+        self.layer, self.delayed = layer, delayed
         self.on_entry: list[Any] = []
         """Called with the layer and its arguments before it runs."""
         self.forget()
@@ -33,10 +33,11 @@ class LayerSite:
         self.residual: Landing | None = None
         self.routing: Routing | None = None
 
-    def begin(self, modulators: Mapping[str, Any]) -> None:
+    def begin(self, modulators: nn.ModuleDict) -> None:
         """A pass starts. Modulators are looked up anew: an adapter may have put trainable copies there."""
-        self.modulator = modulators.get(self._key)
-        self.context = self.residual = self.routing = None
+        self.forget()
+        if str(self.layer) in modulators:
+            self.modulator = modulators[str(self.layer)]  # pyright: ignore
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
@@ -79,14 +80,9 @@ class SiteHook:
         self.site = site
 
 
-def first_of(output: Any) -> Tensor:
-    """The tensor of a module that gives a tensor, or a tuple that starts with one."""
-    return output[0] if isinstance(output, tuple) else output
-
-
-def with_first(output: Any, first: Tensor) -> Any:
-    """Such an output with another tensor."""
-    return (first, *output[1:]) if isinstance(output, tuple) else first
+def on_first(output: Any, act: Callable[[Tensor], Tensor]) -> Any:
+    """A module's output, a tensor or a tuple that starts with one, with `act` done to that tensor."""
+    return (act(output[0]), *output[1:]) if isinstance(output, tuple) else act(output)
 
 
 class Hook(NamedTuple):

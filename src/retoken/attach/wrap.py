@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from retoken.attach.families import Anatomy
 from retoken.attach.rivals.base import RivalConfig
-from retoken.attach.sites import KEYWORD, Hook, LayerSite, SiteHook, first_of, with_first
+from retoken.attach.sites import KEYWORD, Hook, LayerSite, SiteHook, on_first
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import ForwardContext, Landing
@@ -28,9 +28,7 @@ class GateIncrement(SiteHook):
     """ReToken: gate what enters the residual stream (Eq. 2)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if type(output) is Tensor:
-            return self.site.modulate(output)
-        return with_first(output, self.site.modulate(first_of(output)))
+        return on_first(output, self.site.modulate)
 
 
 class RouteFromMlpInput(SiteHook):
@@ -61,9 +59,7 @@ class AddResidual(SiteHook):
     """MoRT: add the layer's residual to its increment (Eq. 6)."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if type(output) is Tensor:
-            return self.landing().add_to(output)
-        return with_first(output, self.landing().add_to(first_of(output)))
+        return on_first(output, self.landing().add_to)
 
     def landing(self) -> Landing:
         """The residual that lands here. It is dropped: a recomputation makes it anew."""
@@ -108,7 +104,7 @@ class StartForward:
         stack: Any = self.model.retoken
         index = stack.begin(ids, _mask_of_last(mask, ids), given.get("past_key_values"))
         for site in self.sites:
-            site.begin(stack.layers._modules)
+            site.begin(stack.layers)
         fetch = stack.fetch(index)
         context = ForwardContext(ids, fetch, stack.ready(index, fetch), index, stack.mask)
         return args, kwargs | {KEYWORD: context}

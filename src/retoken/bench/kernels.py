@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retoken.errors import RetokenError
-from retoken.ops import gate, residual
+from retoken.ops import gate, mix_rows, residual
 from retoken.ops.triton import gate_rows, mix_rows_into
 from retoken.train.timing import Spread, ratios
 
@@ -109,8 +109,7 @@ class Case:
         if self.shape.operation == "gate":
             return gate(self.increment, F.embedding(self.ids, self.table), self.scale, GAIN, EPS)
         flat = self.table.view(-1, self.shape.width)
-        rows = F.embedding(self.ids.unsqueeze(-1) * MODULATORS + self.chosen, flat)
-        mixed = (rows.float() * self.weights.unsqueeze(-1)).sum(-2)
+        mixed = mix_rows(flat, self.ids.unsqueeze(-1) * MODULATORS + self.chosen, self.weights)
         return (self.increment.float() + residual(mixed, self.scale, GAIN, EPS)).to(self.increment.dtype)
 
     def triton(self) -> Tensor:

@@ -140,10 +140,7 @@ class ModulatorStack(nn.Module):
     def _check_ids(self, ids: Tensor) -> None:
         if ids.numel() == 0:
             return
-        # Who placed all tables knows; asking each of them in every pass is felt beside a decoded token.
-        rows = getattr(self.source, "vocab_size", None)
-        if rows is None:
-            rows = min(module.table.vocab_size for module in self.layers.values())  # pyright: ignore
+        rows = min(module.table.vocab_size for module in self.layers.values())  # pyright: ignore
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= rows:
             raise AttachError(

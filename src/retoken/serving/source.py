@@ -143,11 +143,6 @@ class PlacedRows:
         """A copy of a model reads the same records."""
         return self
 
-    @property
-    def vocab_size(self) -> int:
-        """V, of every layer."""
-        return self.layout.vocab_size
-
     @torch.compiler.disable
     def fetch(self, ids: Tensor) -> PlacedFetch:
         """The rows of ids [B, S]."""

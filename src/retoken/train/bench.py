@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +222,24 @@ def measure_throughput(
             seconds = interleaved(cases, repeats=repeats, warmup=2)
             found += [_throughput(work, *pair, seconds, steps * config.tokens_per_step) for pair in pairs]
     return found
+
+
+def steps_over(
+    configs: Mapping[str, TrainConfig], base: str, *, steps: int, repeats: int
+) -> dict[str, Spread]:
+    """Seconds of a training step over those of the run called `base`, in turns; without the base itself.
+
+    Args:
+        configs: Runs by name, on one device.
+        base: The one that the others are held to.
+        steps: Of one turn.
+        repeats: Turns.
+    """
+    with open_world(configs[base].device, configs[base].threads) as world:
+        loops = {name: BareLoop(config, setup.open_store(config), world) for name, config in configs.items()}
+        turns = {name: functools.partial(loop.train, steps, clip=True) for name, loop in loops.items()}
+        seconds = interleaved(turns, repeats=repeats, warmup=2)
+    return {name: ratios(seconds[name], seconds[base]) for name in configs if name != base}
 
 
 def hotspots(config: TrainConfig, *, steps: int = 5, rows: int = 12) -> list[Hotspot]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from retoken.attach.families import Anatomy
 from retoken.attach.rivals.base import Maker, Rival, RivalConfig, RivalHook, entered, rms_norm
-from retoken.attach.sites import Hook, LayerSite, first_of, with_first
+from retoken.attach.sites import Hook, LayerSite, on_first
 from retoken.nn import TokenTable
 
 
@@ -101,5 +101,5 @@ class AddBehind(RivalHook):
     """Hook behind a decoder layer."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        hidden, (_, context) = first_of(output), entered(args, kwargs)
-        return with_first(output, self.rival(hidden, context.embedded, self.rows(context, hidden)))
+        _, context = entered(args, kwargs)
+        return on_first(output, lambda x: self.rival(x, context.embedded, self.rows(context, x)))
