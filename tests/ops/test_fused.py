@@ -1,12 +1,15 @@
 """The kernels for inference on a CPU against the paper's equations: odd sizes, row types, guarded memory."""
 
+import itertools
 import math
+import sys
 
 import pytest
 import torch
 
 from retoken import ops
 from retoken.ops import fused, naive
+from retoken.ops.fused import room
 from retoken.ops.norm import norm_gain
 from retoken.ops.quantize import dequantize, quantize
 from retoken.testing import assert_close
@@ -81,18 +84,19 @@ def test_mix(count, width, kind, dtype, experts, top_k):
     ids, m, s = _ids(count), _guarded(_draw(count, width, dtype=dtype)), _guarded(_draw(width, seed=1))
     h, R = _guarded(_draw(count, width, seed=3, dtype=dtype)), _draw(experts, width, seed=4, dtype=dtype)
     near, rows = _stored(_draw(V, experts, width, seed=2), kind, ids)
-    routing = fused.Route(R, top_k)(h)
+    routed = fused.Route(R, top_k)(h)
+    routing = routed.routing
     g = naive.mort_logits(h.double(), R.double().T)
     assert_close("logits", g, routing.logits_TE.double(), units=2.0**31)
     G, w = naive.mort_weights(routing.logits_TE.double(), top_k)
     assert torch.equal(G, routing.chosen_TK)
     assert_close("weights", w.float(), routing.weights_TK)
     gain = norm_gain("rms", width) / math.sqrt(2 * DEPTH)
-    out = fused.Mix(near, s, gain, EPS)(m, routing)
+    out = fused.Mix(near, s, gain, EPS)(m, routed)
     e = naive.mort_mix(rows.double(), ids, G, w)
     r = naive.mort_residual(e, s.double(), DEPTH, "rms", EPS)
     assert_close("sum", (m.double() + r).to(dtype), out, floor=1.0)
-    plain = fused.Mix(near, None, 1.0, 0.0)(m, routing)
+    plain = fused.Mix(near, None, 1.0, 0.0)(m, routed)
     assert_close("mixture", (m.double() + e).to(dtype), plain, floor=1.0)
 
 
@@ -104,7 +108,7 @@ def test_every_float8_is_read_as_torch_reads_it():
 
 
 def test_equal_logits_choose_the_lower_number():
-    routing = fused.Route(torch.ones(5, 8), 3)(torch.zeros(2, 8))
+    routing = fused.Route(torch.ones(5, 8), 3)(torch.zeros(2, 8)).routing
     assert routing.chosen_TK.tolist() == [[0, 1, 2]] * 2
 
 
@@ -116,15 +120,15 @@ def test_zero_rows_are_neutral():
 
 @pytest.mark.parametrize("wrong", [-1, V])
 @pytest.mark.parametrize("count", [3, 20_000])
-def test_ids_without_rows_are_refused(wrong, count):
+def test_ids_without_rows_are_refused(wrong, count, threads):
     ids = torch.zeros(count, dtype=torch.int64)
     ids[2] = wrong
     with pytest.raises(IndexError, match="position 2 has no row"):
         fused.Gate(fused.near_table(torch.ones(V, 64), ids), None, 1.0, 0.0)(torch.ones(count, 64))
     rows = torch.ones(V, 2, 64)
-    routing = fused.Route(torch.ones(2, 64), 1)(torch.ones(count, 64))
+    routed = fused.Route(torch.ones(2, 64), 1)(torch.ones(count, 64))
     with pytest.raises(IndexError, match="position 2 has no row"):
-        fused.Mix(fused.near_table(rows, ids), None, 1.0, 0.0)(torch.ones(count, 64), routing)
+        fused.Mix(fused.near_table(rows, ids), None, 1.0, 0.0)(torch.ones(count, 64), routed)
 
 
 def test_states_of_another_shape_than_the_rows_are_refused():
@@ -137,15 +141,75 @@ def test_states_of_another_shape_than_the_rows_are_refused():
             fused.Gate(fused.near_table(rows[:, 0].contiguous(), ids), None, 1.0, 0.0)(torch.ones(shape))
 
 
-def test_threads_change_no_bit():
-    ids, m = torch.randint(0, V, (16384,)), _draw(16384, 96)
-    near, s = fused.near_table(_draw(V, 96, seed=1), ids), _draw(96, seed=2)
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def _in_parts(near, kernel, *states):
+    """What a kernel gives for every 7 positions alone: too little to share."""
+    some = [slice(i, i + 7) for i in range(0, near.slots.numel(), 7)]
+    return torch.cat([kernel(near._replace(slots=near.slots[i]), *(x[i] for x in states)) for i in some])
+
+
+@pytest.mark.parametrize("count", [360, 1001])
+def test_threads_change_no_bit(threads, count):
+    ids, m, width, experts = torch.arange(count) % V, _draw(count, 96), 96, 5
+    near, s = fused.near_table(_draw(V, width, seed=1), ids), _draw(width, seed=2)
     whole = fused.Gate(near, s, 1.0, EPS)(m)
-    parts = [
-        fused.Gate(near._replace(slots=ids[i : i + 512]), s, 1.0, EPS)(m[i : i + 512])
-        for i in range(0, 16384, 512)
-    ]
-    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(whole, _in_parts(near, lambda near, m: fused.Gate(near, s, 1.0, EPS)(m), m))
+    R, h = _draw(experts, width, seed=3), _draw(count, width, seed=4)
+    routed = fused.Route(R, 3)(h)
+    parts = [fused.Route(R, 3)(h[i : i + 7]).routing for i in range(0, count, 7)]
+    for x, y in zip(routed.routing, zip(*parts, strict=True), strict=True):
+        assert torch.equal(x, torch.cat(y))
+    near = fused.near_table(_draw(V, experts, width, seed=5), ids)
+
+    def mix(near, m, *routing):
+        return fused.Mix(near, s, 1.0, EPS)(m, fused.Routed.of(ops.Routing(*routing)))
+
+    assert torch.equal(fused.Mix(near, s, 1.0, EPS)(m, routed), _in_parts(near, mix, m, *routed.routing))
+
+
+def test_without_openmp_one_thread_does_it_all(monkeypatch):
+    ids, m = torch.arange(1000) % V, _draw(1000, 96)
+    near, s = fused.near_table(_draw(V, 96, seed=1), ids), _draw(96, seed=2)
+    shared = fused.Gate(near, s, 1.0, EPS)(m)
+    parts = room._team()[1]
+    monkeypatch.setattr(room, "_team", lambda: (0, parts))
+    assert torch.equal(shared, fused.Gate(near, s, 1.0, EPS)(m))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP has another name elsewhere")
+def test_pytorch_has_an_openmp_whose_threads_can_be_asked():
+    assert room._team()[0]
+
+
+def test_layers_of_a_pass_never_share_what_they_give():
+    own, near = fused.Room((2, 3), layers=2, width=8), fused.near_table(_draw(V, 4, 8), _ids(6).view(2, 3))
+    mix, route = fused.Mix(near, None, 1.0, 0.0, own), fused.Route(torch.ones(4, 8), 1, own)
+    found = [route(_draw(2, 3, 8, seed=i)) for i in range(5)]
+    mixed = [mix(_draw(2, 3, 8, seed=i), found[0]) for i in range(5)]
+    mixed += [mix(_draw(2, 3, 8).bfloat16(), found[0]) for _ in range(3)]
+    given = [*mixed, *(x for routed in found for x in routed.routing)]
+    spans = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in given)
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))
+    assert all(
+        x.data_ptr() == at for routed in found for x, at in zip(routed.routing, routed[1:4], strict=True)
+    )
+
+
+def test_states_of_another_shape_than_the_pass_are_refused():
+    own, near = fused.Room((2, 3), width=8), fused.near_table(_draw(V, 8), _ids(6).view(2, 3))
+    gate, route = fused.Gate(near, None, 1.0, 0.0, own), fused.Route(torch.ones(4, 8), 1, own)
+    for wrong in (_draw(3, 2, 8), _draw(6, 8), _draw(2, 3, 8).double(), _draw(2, 3, 8, dtype=torch.float16)):
+        with pytest.raises(fused.Unserved):
+            gate(wrong)
+        with pytest.raises(fused.Unserved):
+            route(wrong)
 
 
 def test_what_has_a_gradient_is_left_to_the_plain_operators():
@@ -165,5 +229,5 @@ def test_states_that_are_not_contiguous_are_read_right():
 
 
 def test_states_of_another_width_than_the_router_are_refused():
-    with pytest.raises(ValueError, match="states of 65 numbers; accepted by this router: 64"):
+    with pytest.raises(ValueError, match=r"states \(3, 65\); accepted by this router: \[..., 64\]"):
         fused.Route(torch.ones(2, 64), 1)(torch.ones(3, 65))

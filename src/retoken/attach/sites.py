@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -52,10 +53,13 @@ class LayerSite:
             AttachError: the layer runs outside of its model, or on other positions than its pass.
         """
         context = self.context
-        if context is not None and fused.serves(hidden) and hidden.shape[:-1] == context.ids.shape:
+        if context is not None and not torch.compiler.is_dynamo_compiling():
             ready = context.ready.get(self.layer)
             if ready is not None:
-                return ready(hidden)
+                try:
+                    return ready(hidden)
+                except fused.Unserved:
+                    pass  # by the module, which serves or refuses them
         ids, fetched = self.tokens_for(hidden)
         return self.modulator(hidden, ids, fetched)  # pyright: ignore
 

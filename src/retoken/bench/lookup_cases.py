@@ -62,7 +62,8 @@ def _gather(table: Table, states: States) -> list[Contender]:
     """Ours as a mixture of one row, added to nothing: it reads zeros besides, which a gather need not."""
     weight, tokens = table.memory, len(states.increment_TD)
     nothing = torch.zeros_like(states.increment_TD)
-    first = Routing(nothing, torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1))
+    choice = Routing(nothing, torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1))
+    first = fused.Routed.of(choice)
 
     def ours(ids: Tensor) -> Tensor:
         return fused.Mix(table.near(ids), None, 1.0, 0.0)(nothing, first)
@@ -108,9 +109,10 @@ def _folded(table: Table, states: States) -> list[Contender]:
 def _mix(table: Table, states: States) -> list[Contender]:
     m, s, gain, weight = states.increment_TD, states.scale_D, states.mixed_gain, table.memory
     chosen, weights, mixture = states.routing.chosen_TK, states.routing.weights_TK, mixture_of(table, states)
+    routed = fused.Routed.of(states.routing)
 
     def ours(ids: Tensor) -> Tensor:
-        return fused.Mix(table.near(ids), s, gain, EPS)(m, states.routing)
+        return fused.Mix(table.near(ids), s, gain, EPS)(m, routed)
 
     def eager(ids: Tensor) -> Tensor:
         return (m.float() + ops.residual(mixture(ids), s, gain, EPS)).to(m.dtype)
@@ -140,7 +142,7 @@ def _bag(table: Table, states: States) -> Callable[[Tensor], Tensor]:
 def _route(table: Table, states: States) -> list[Contender]:
     h, r, top_k = states.hidden_TD, states.router_ED, table.setting.top_k
     return [
-        Contender(name=OURS, call=lambda _: fused.Route(r, top_k)(h)),
+        Contender(name=OURS, call=lambda _: fused.Route(r, top_k)(h).routing),
         Contender(name="eager", call=lambda _: ops.route(h, r, top_k)),
     ]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from retoken.ops import Routing, fused
+from retoken.ops import fused
 from retoken.ops.precision import widen
 
 
@@ -53,7 +53,7 @@ class Mixture(NamedTuple):
 
     mix: fused.Mix
     """The tokens' rows, and the norm and scale of their mixture."""
-    routing: Routing
+    routed: fused.Routed
     """Which of them, with what weights."""
 
     @property
@@ -63,11 +63,12 @@ class Mixture(NamedTuple):
 
     def add_to(self, increment: Tensor) -> Tensor:
         """increment + residual (Eq. 6)."""
-        if not fused.serves(increment):
+        try:
+            return self.mix(increment, self.routed)
+        except fused.Unserved:
             return Residual(self.tensor()).add_to(increment)
-        return self.mix(increment, self.routing)
 
     def tensor(self) -> Tensor:
         """The residual itself."""
-        before = self.routing.chosen_TK.shape[:-1]
-        return self.mix(torch.zeros((*before, self.mix.width)), self.routing)
+        before = self.routed.routing.chosen_TK.shape[:-1]
+        return self.mix(torch.zeros((*before, self.mix.width)), self.routed)

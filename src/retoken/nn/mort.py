@@ -53,14 +53,14 @@ class MoRT(Modulator):
         self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
         self.router = Router(config.num_modulators, hidden_size, device, dtype)
 
-    def ready(self, rows: Fetched) -> Choice | None:
+    def ready(self, rows: Fetched, room: fused.Room) -> Choice | None:
         """The choice among these rows, all but the states put together; None: no kernel can read them."""
-        return choice(self.kernels, rows, self.router, self.top_k, self.scale, self.gain, self.eps)
+        return choice(self.kernels, rows, self.router, self.top_k, self.scale, self.gain, self.eps, room)
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
         rows = self.table.rows_of(ids, fetched)
-        if fused.serves(hidden) and (ready := self.ready(rows)):
+        if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
             return ready(hidden)
         routing = self.router(hidden, self.top_k)
         return self.kernels.residual(rows, routing, self.scale, self.gain, self.eps), routing
@@ -76,10 +76,10 @@ class Choice:
 
     def __call__(self, hidden: Tensor) -> tuple[Mixture, Routing]:
         """The residual to be, and the choice, for hidden states [B, S, D]."""
-        routing = self.route(hidden)
+        routed = self.route(hidden)
         if (ask := self.mix.near.ask) is not None:
-            ask(routing.chosen_TK)
-        return Mixture(self.mix, routing), routing
+            ask(routed.routing.chosen_TK)
+        return Mixture(self.mix, routed), routed.routing
 
 
 def choice(
@@ -90,7 +90,8 @@ def choice(
     scale: Tensor | None,
     gain: float,
     eps: float,
+    room: fused.Room,
 ) -> Choice | None:
     """A layer's choice among these rows; None: no kernel can read them."""
     near = kernels.near(rows, router.weight, scale)
-    return near and Choice(fused.Route(router.weight, top_k), fused.Mix(near, scale, gain, eps))
+    return near and Choice(fused.Route(router.weight, top_k, room), fused.Mix(near, scale, gain, eps, room))

@@ -27,14 +27,14 @@ class ReToken(Modulator):
         super().__init__(config, (vocab_size, hidden_size), device, dtype, table)
         self.gain = norm_gain(config.norm, hidden_size)
 
-    def ready(self, rows: Fetched) -> fused.Gate | None:
+    def ready(self, rows: Fetched, room: fused.Room) -> fused.Gate | None:
         """The gate of these rows, all but the increment put together; None: no kernel can read them."""
         near = self.kernels.near(rows, self.scale)
-        return near and fused.Gate(near, self.scale, self.gain, self.eps)
+        return near and fused.Gate(near, self.scale, self.gain, self.eps, room)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
         rows = self.table.rows_of(ids, fetched)
-        if fused.serves(increment) and (ready := self.ready(rows)):
+        if fused.serves(increment) and (ready := self.ready(rows, fused.Room())):
             return ready(increment)
         return self.kernels.gate(increment, rows, self.scale, self.gain, self.eps)

@@ -128,13 +128,14 @@ class ModulatorStack(nn.Module):
         placed = isinstance(fetch, NearFetch)
         if fetch is not None and not placed:
             return {}
-        found = {}
-        for name, module in self.layers.items():
-            if not _is_bare(module):
-                continue
-            rows = fetch.at_hand(int(name)) if placed else _resident(module.table, ids)  # pyright: ignore
-            if rows is not None and (ready := module.ready(rows)) is not None:  # pyright: ignore
-                found[int(name)] = ready
+        bare: dict[int, Any] = {int(name): m for name, m in self.layers.items() if _is_bare(m)}
+        if not bare:
+            return {}
+        room, found = fused.Room(ids.shape, len(bare), next(iter(bare.values())).table.width), {}
+        for layer, module in bare.items():
+            rows = fetch.at_hand(layer) if placed else _resident(module.table, ids)
+            if rows is not None and (ready := module.ready(rows, room)) is not None:
+                found[layer] = ready
         return found
 
     def _check_ids(self, ids: Tensor) -> None:

@@ -51,7 +51,7 @@ class ServedModel:
         self.retoken_serving = (vllm_config, plan, modules)
         self.retoken_device = torch.get_default_device()  # while vLLM reloads, parameters are on none
         self.retoken_whole = False
-        fused.kernels()  # compiled code is loaded now, not within the first request
+        fused.passes()  # compiled code is loaded now, not within the first request
         answer_searches()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -67,8 +67,11 @@ class Pass:
     def _modulate(self, flat: Tensor, layer: int) -> Any:
         """What the layer's modulator gives for states [T, D]."""
         ready = self.ready.get(layer)
-        if ready is not None and fused.serves(flat):
-            return ready(flat)
+        if ready is not None:
+            try:
+                return ready(flat)
+            except fused.Unserved:
+                pass  # by the module, which serves all types
         return self.modules[layer](flat, self.ids, self._fetched(layer))
 
     def _fetched(self, layer: int) -> Any:

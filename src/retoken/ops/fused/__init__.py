@@ -4,6 +4,21 @@
 """
 
 from retoken.ops.fused.near import KINDS, SIZES, Near, near_table, serves
-from retoken.ops.fused.ready import Gate, Mix, Route, kernels
+from retoken.ops.fused.ready import Gate, Mix, Route, Unserved, kernels, passes
+from retoken.ops.fused.room import Room, Routed
 
-__all__ = ["KINDS", "SIZES", "Gate", "Mix", "Near", "Route", "kernels", "near_table", "serves"]
+__all__ = [
+    "KINDS",
+    "SIZES",
+    "Gate",
+    "Mix",
+    "Near",
+    "Room",
+    "Route",
+    "Routed",
+    "Unserved",
+    "kernels",
+    "near_table",
+    "passes",
+    "serves",
+]

@@ -171,3 +171,40 @@ def will_need(typing, address, size):
         return _call(builder, "madvise", _I32, start, arguments[1], _I32(3))
 
     return types.int32(types.intp, types.intp), generate
+
+
+@intrinsic
+def take_number(typing, address):
+    """What stands at an address, which is then one more: no two threads get the same."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", _at(builder, arguments[0], _I64), _I64(1), "seq_cst")
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def keep_lowest(typing, address, value):
+    """Leave the lower of a number and what stands at an address, as unsigned ones."""
+
+    def generate(context, builder, signature, arguments):
+        builder.atomic_rmw("umin", _at(builder, arguments[0], _I64), arguments[1], "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def call_all(typing, fork, part, data, threads):
+    """`fork`(part, data, threads, 0), as GOMP_parallel is called: each thread calls part(data)."""
+
+    def generate(context, builder, signature, arguments):
+        fork, part, data, threads = arguments
+        byte = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, byte, _I32, _I32])
+        pointers = builder.inttoptr(part, byte), builder.inttoptr(data, byte)
+        place = builder.inttoptr(fork, kind.as_pointer())
+        builder.call(place, [*pointers, builder.trunc(threads, _I32), _I32(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp), generate

@@ -10,41 +10,50 @@ from __future__ import annotations
 import functools
 import struct
 from array import array
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from retoken.ops.fused.near import KINDS, SIZES, Near
-from retoken.ops.route import Routing
-from retoken.ops.row_update.threads import divide
+from retoken.ops.fused.near import KINDS, PLAIN, SIZES, WIDE, Near
+from retoken.ops.fused.room import Room, Routed
 
-LEAST = 1 << 19
-"""Numbers of a state that are worth a thread's call."""
-ENOUGH = 2 * LEAST
-"""Numbers from which threads share the work."""
+STATES = {kind: KINDS[kind] for kind in WIDE}
+"""What the kernels are told of a type of states."""
+
+
+class Unserved(ValueError):
+    """States that a kernel was not made ready for: others than its pass's, or of another type or device."""
 
 
 class _OnRows:
     """A kernel that takes increments, and what it needs besides."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_numbers", "_positions", "near", "width")
+    __slots__ = ("_address", "_block", "_keep", "_kernel", "_positions", "_room", "_shape", "near", "width")
 
-    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any) -> None:
-        self.near, self._keep, self._kernel = near, scale, kernel
+    def __init__(
+        self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any, room: Room
+    ) -> None:
+        self.near, self._keep, self._kernel, self._room = near, scale, kernel, room
         self.width = near.row_bytes // SIZES[near.kind]
         self._positions = near.slots.numel()
-        self._numbers = self._positions * self.width
+        self._shape = None if room.shape is None else (*room.shape, self.width)
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
 
-    def _refusal(self, increment: Tensor) -> ValueError:
-        """Of states that the rows are not for: a kernel would read and write beyond their ends."""
-        return ValueError(
-            f"increments {tuple(increment.shape)} with rows of {self.width} numbers "
-            f"for {self._positions} positions; accepted: [..., D] for as many positions"
-        )
+    def _kind_of(self, increment: Tensor) -> int:
+        """The type of states that the rows are for: a kernel would read and write beyond others' ends."""
+        if increment.shape != self._shape:
+            self._accept(increment)
+        return _kind_of(increment)
+
+    def _accept(self, increment: Tensor) -> None:
+        width = increment.shape[-1] if increment.dim() else 0
+        fits = width == self.width and increment.numel() == self._positions * width
+        if self._shape is not None or not fits:
+            raise Unserved(
+                f"increments {tuple(increment.shape)} with rows of {self.width} numbers for "
+                f"{self._positions} positions; accepted: {self._shape or '[..., D] for as many positions'}"
+            )
 
 
 class Gate(_OnRows):
@@ -52,34 +61,33 @@ class Gate(_OnRows):
 
     __slots__ = ()
 
-    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float) -> None:
+    def __init__(
+        self, near: Near, scale: Tensor | None, gain: float, eps: float, room: Room | None = None
+    ) -> None:
         """Make ready.
 
         Args:
             near: one row a position.
             scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
             gain, eps: of Norm, see `ops.normalize`.
+            room: of the pass this is part of, which may have a shape that increments must have.
         """
-        super().__init__(near, scale, gain, eps, kernels().gate)
+        super().__init__(near, scale, gain, eps, passes().gate, room or Room())
 
     def __call__(self, increment: Tensor) -> Tensor:
         """[..., D] in the increment's type, float32 or bfloat16.
 
         Raises:
             IndexError: a position has no row.
-            ValueError: the increments are not [..., D] for as many positions as there are rows.
+            Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
-        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
-            raise self._refusal(increment)
+        kind = self._kind_of(increment)
         increment = increment.contiguous()
-        out = torch.empty_like(increment)
-        fixed = (self._address, increment.data_ptr(), KINDS[increment.dtype], out.data_ptr())
-        if self._numbers < ENOUGH:
-            wrong = self._kernel(*fixed, 0, self._positions)
-            if wrong >= 0:
-                raise _no_row(wrong)
-        else:
-            _run(self._kernel, fixed, self._positions, self.width)
+        out, at = self._room.result(increment, increment.dtype)
+        where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
+        wrong = self._kernel(self._address, *where)
+        if wrong >= 0:
+            raise _no_row(wrong)
         return out
 
 
@@ -88,87 +96,81 @@ class Mix(_OnRows):
 
     __slots__ = ()
 
-    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float) -> None:
+    def __init__(
+        self, near: Near, scale: Tensor | None, gain: float, eps: float, room: Room | None = None
+    ) -> None:
         """Make ready.
 
         Args:
             near: E rows a position.
             scale: [D]; None: the mixture is added as it is (folded with K = 1).
             gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
+            room: as `Gate`'s, for rows of this width.
         """
-        super().__init__(near, scale, gain, eps, kernels().mix)
+        room = room or Room(width=near.row_bytes // SIZES[near.kind])
+        super().__init__(near, scale, gain, eps, passes().mix, room)
 
-    def __call__(self, increment: Tensor, routing: Routing) -> Tensor:
+    def __call__(self, increment: Tensor, routed: Routed) -> Tensor:
         """[..., D] in the increment's type, float32 or bfloat16, for the choice of the same positions.
 
         Raises:
             IndexError: a position has no rows.
-            ValueError: the increments are not [..., D] for as many positions as there are rows.
+            Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
-        if increment.numel() != self._numbers or increment.shape[-1] != self.width:
-            raise self._refusal(increment)
+        kind = self._kind_of(increment)
         increment = increment.contiguous()
-        out, chosen = torch.empty_like(increment), routing.chosen_TK
-        fixed = (
-            *(self._address, chosen.data_ptr(), routing.weights_TK.data_ptr(), chosen.shape[-1]),
-            *(increment.data_ptr(), KINDS[increment.dtype], out.data_ptr()),
-        )
-        if self._numbers < ENOUGH:
-            mixed = torch.empty(self.width)
-            wrong = self._kernel(*fixed, mixed.data_ptr(), 0, self._positions)
-            if wrong >= 0:
-                raise _no_row(wrong)
-        else:
-            _run(self._mix, fixed, self._positions, self.width)
+        out, at = self._room.result(increment, increment.dtype)
+        choice = (routed.chosen, routed.weights, routed.top_k)
+        where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
+        wrong = self._kernel(self._address, *choice, *where)
+        if wrong >= 0:
+            raise _no_row(wrong)
         return out
-
-    def _mix(self, *where: int) -> int:
-        """One thread's part, with room of its own."""
-        mixed = torch.empty(self.width)
-        return self._kernel(*where[:-2], mixed.data_ptr(), *where[-2:])
 
 
 class Route:
     """`ops.route`; logits in float32, added up in another order (Eq. 3)."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_top_k", "experts", "width")
+    __slots__ = ("_address", "_block", "_keep", "_kernel", "_room", "_shape", "_top_k", "experts", "width")
 
-    def __init__(self, router: Tensor, top_k: int) -> None:
+    def __init__(self, router: Tensor, top_k: int, room: Room | None = None) -> None:
         """Make ready.
 
         Args:
             router: [E, D], float32 or bfloat16.
             top_k: K.
+            room: of the pass this is part of, which may have a shape that states must have.
         """
         self._keep = router = router.contiguous()
-        self._kernel, self._top_k = kernels().route, top_k
+        self._kernel, self._top_k, self._room = passes().route, top_k, room or Room()
         self.experts, self.width = router.shape
+        self._shape = None if self._room.shape is None else (*self._room.shape, self.width)
         self._block = array("q", (router.data_ptr(), KINDS[router.dtype], self.width, self.experts, top_k))
         self._address = self._block.buffer_info()[0]
 
-    def __call__(self, hidden: Tensor) -> Routing:
+    def __call__(self, hidden: Tensor) -> Routed:
         """The choice for hidden states [..., D], float32 or bfloat16.
 
         Raises:
-            ValueError: the states have another width than the router.
+            Unserved: the states have another width than the router.
         """
-        hidden = hidden.contiguous()
-        *before, width = hidden.shape
-        if width != self.width:
-            raise ValueError(f"states of {width} numbers; accepted by this router: {self.width}")
-        logits = torch.empty((*before, self.experts), dtype=torch.float32)
-        chosen = torch.empty((*before, self._top_k), dtype=torch.int64)
-        weights = torch.empty((*before, self._top_k), dtype=torch.float32)
-        fixed = (
-            *(self._address, hidden.data_ptr(), KINDS[hidden.dtype]),
-            *(logits.data_ptr(), chosen.data_ptr(), weights.data_ptr()),
-        )
-        numbers = hidden.numel()
-        if numbers < ENOUGH:
-            self._kernel(*fixed, 0, numbers // width)
-        else:
-            _run(self._kernel, fixed, numbers // width, width)
-        return Routing(logits, chosen, weights)
+        shape = hidden.shape
+        if shape != self._shape and (self._shape is not None or shape[-1:] != (self.width,)):
+            accepted = self._shape or f"[..., {self.width}]"
+            raise Unserved(f"states {tuple(shape)}; accepted by this router: {accepted}")
+        kind, hidden, before = _kind_of(hidden), hidden.contiguous(), shape[:-1]
+        routed = self._room.routed(before, self.experts, self._top_k)
+        where = (hidden.data_ptr(), kind, routed.logits, routed.chosen, routed.weights)
+        self._kernel(self._address, *where, before.numel(), self._room.address)
+        return routed
+
+
+def _kind_of(states: Tensor) -> int:
+    kind = STATES.get(states.dtype)
+    if kind is None or not states.is_cpu or type(states) not in PLAIN:
+        accepted = "plain float32 or bfloat16 on a CPU"
+        raise Unserved(f"{type(states).__name__} of {states.dtype} on {states.device}; accepted: {accepted}")
+    return kind
 
 
 def _block(near: Near, width: int, scale: Tensor | None, gain: float, eps: float) -> array[int]:
@@ -197,16 +199,13 @@ def kernels() -> Any:
     return kernel
 
 
+@functools.cache
+def passes() -> Any:
+    """`kernels`, of all positions at once."""
+    from retoken.ops.fused import team
+
+    return team
+
+
 def _no_row(position: int) -> IndexError:
     return IndexError(f"token id at position {position} has no row")
-
-
-def _run(kernel: Callable[..., int], fixed: tuple[int, ...], positions: int, width: int) -> None:
-    """All positions, by as many threads as PyTorch has."""
-
-    def some(start: int, stop: int) -> None:
-        wrong = kernel(*fixed, start, stop)
-        if wrong >= 0:
-            raise _no_row(wrong)
-
-    divide([(positions, max(1, LEAST // width), some)], torch.get_num_threads())

@@ -1,0 +1,157 @@
+"""`kernel`'s passes over all positions of a layer, by PyTorch's own OpenMP threads where it is worth it.
+
+Those threads wait between two operators anyway: a pass they share starts within microseconds, and each finds
+states in its own cache that it has just computed. They take chunks until none is left.
+
+The room of a pass, words of 8 bytes: where OpenMP's fork is and how many threads it makes, then what `_share`
+writes for them, then the addresses of the parts.
+"""
+
+# pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+from __future__ import annotations
+
+from numba import cfunc, types
+
+from retoken.ops.fused import kernel
+from retoken.ops.fused.memory import call_all, keep_lowest, read_index, take_number, write_index
+from retoken.ops.row_update.kernel import compiled
+
+FORK, THREADS, SCRATCH = 0, 8, 16
+PARTS = 24
+"""Addresses of the parts of `gate`, `mix` and `route`."""
+POSITIONS, CHUNK, NEXT, WORKERS, WRONG = 48, 56, 64, 72, 80
+GIVEN = 88
+"""What a kernel is given, up to 7 words."""
+ENOUGH = 1 << 15
+"""Numbers of a state from which threads share the work."""
+CHUNKS = 4
+"""That a thread takes, on average."""
+
+
+@compiled
+def gate(block, increment, x_kind, out, positions, room):
+    """`kernel.gate` of all positions."""
+    if not _worth_it(room, positions, read_index(block + 56)):
+        return kernel.gate(block, increment, x_kind, out, 0, positions)
+    given = room + GIVEN
+    write_index(given, block)
+    write_index(given + 8, increment)
+    write_index(given + 16, x_kind)
+    write_index(given + 24, out)
+    return _share(room, positions, 0)
+
+
+@compiled
+def mix(block, chosen, weights, top_k, increment, x_kind, out, positions, room):
+    """`kernel.mix` of all positions."""
+    if not _worth_it(room, positions, read_index(block + 56)):
+        scratch = read_index(room + SCRATCH)
+        return kernel.mix(
+            block, chosen, weights, top_k, increment, x_kind, out, scratch, 0, positions
+        )  # fmt: skip
+    given = room + GIVEN
+    write_index(given, block)
+    write_index(given + 8, chosen)
+    write_index(given + 16, weights)
+    write_index(given + 24, top_k)
+    write_index(given + 32, increment)
+    write_index(given + 40, x_kind)
+    write_index(given + 48, out)
+    return _share(room, positions, 1)
+
+
+@compiled
+def route(block, hidden, h_kind, logits, chosen, weights, positions, room):
+    """`kernel.route` of all positions."""
+    if not _worth_it(room, positions, read_index(block + 16)):
+        return kernel.route(block, hidden, h_kind, logits, chosen, weights, 0, positions)
+    given = room + GIVEN
+    write_index(given, block)
+    write_index(given + 8, hidden)
+    write_index(given + 16, h_kind)
+    write_index(given + 24, logits)
+    write_index(given + 32, chosen)
+    write_index(given + 40, weights)
+    return _share(room, positions, 2)
+
+
+@compiled
+def _worth_it(room, positions, width):
+    return read_index(room + THREADS) > 1 and positions * width >= ENOUGH
+
+
+@compiled
+def _share(room, positions, part):
+    """Have all threads do a part; the first position that one found without rows, or -1."""
+    threads = read_index(room + THREADS)
+    chunks = threads * CHUNKS
+    write_index(room + POSITIONS, positions)
+    write_index(room + CHUNK, (positions + chunks - 1) // chunks)
+    write_index(room + NEXT, 0)
+    write_index(room + WORKERS, 0)
+    write_index(room + WRONG, -1)
+    call_all(read_index(room + FORK), read_index(room + PARTS + 8 * part), room, threads)
+    return read_index(room + WRONG)
+
+
+@compiled
+def _chunk(room):
+    """The next positions, from and to; none are left where it is empty."""
+    size, positions = read_index(room + CHUNK), read_index(room + POSITIONS)
+    start = min(take_number(room + NEXT) * size, positions)
+    return start, min(start + size, positions)
+
+
+@compiled
+def _gates(room):
+    given = room + GIVEN
+    start, stop = _chunk(room)
+    while start < stop:
+        wrong = kernel.gate(
+            read_index(given), read_index(given + 8), read_index(given + 16), read_index(given + 24),
+            start, stop,
+        )  # fmt: skip
+        keep_lowest(room + WRONG, wrong)
+        start, stop = _chunk(room)
+
+
+@compiled
+def _mixes(room):
+    given = room + GIVEN
+    width, top_k = read_index(read_index(given) + 56), read_index(given + 24)
+    scratch = read_index(room + SCRATCH) + 4 * width * take_number(room + WORKERS)
+    start, stop = _chunk(room)
+    while start < stop:
+        wrong = kernel.mix(
+            read_index(given), read_index(given + 8), read_index(given + 16), top_k,
+            read_index(given + 32), read_index(given + 40), read_index(given + 48),
+            scratch, start, stop,
+        )  # fmt: skip
+        keep_lowest(room + WRONG, wrong)
+        start, stop = _chunk(room)
+
+
+@compiled
+def _routes(room):
+    given = room + GIVEN
+    start, stop = _chunk(room)
+    while start < stop:
+        kernel.route(
+            read_index(given), read_index(given + 8), read_index(given + 16), read_index(given + 24),
+            read_index(given + 32), read_index(given + 40), start, stop,
+        )  # fmt: skip
+        start, stop = _chunk(room)
+
+
+def _part(work):
+    """What OpenMP calls, in C's way."""
+
+    def part(room):
+        work(room)
+
+    return cfunc(types.void(types.intp), error_model="numpy")(part)
+
+
+_OF_GATE, _OF_MIX, _OF_ROUTE = _part(_gates), _part(_mixes), _part(_routes)
+ADDRESSES: tuple[int, ...] = (_OF_GATE.address, _OF_MIX.address, _OF_ROUTE.address)
+"""Of the parts, as a room has them."""
