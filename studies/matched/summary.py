@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from run import RUNS, TUNED, best_rates, ledger_of
+from run import RUNS, SIZES, TUNED, best_rates, ledger_of
 
 from retoken.compare.verdict import plus_minus, title
 from retoken.study.ledger import Row
+
+CANDIDATES = ((5, "additive_both"), (5, "retoken_both"))
+BARS = ((1, "retoken"), (5, "mort"), (5, "bigram"))
+"""What the recipe has to beat at both sizes with the spread left out. Rows by token alone have one size."""
 
 Runs = dict[tuple[str, int, str], dict[int, Row]]
 """(preset, size, variant) -> seed -> its row."""
@@ -49,6 +53,16 @@ def line(key: tuple[str, int, str], runs: Runs) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def against(runs: Runs) -> list[str]:
+    """Each candidate's differences to what it has to beat, of the same size and seed."""
+    found = []
+    for preset, (size, name) in ((p, c) for p in SIZES for c in CANDIDATES if runs[p, *c]):
+        ours = runs[preset, size, name]
+        cells = [plus_minus(paired(ours, runs[preset, *bar])) for bar in BARS]
+        found.append(f"| {' | '.join((preset, title(name), *cells))} |")
+    return found
+
+
 def tuned() -> list[str]:
     """The tuning runs: each variant at its best rate, by size and loss."""
     best = best_rates(ledger_of(TUNED).rows)
@@ -68,6 +82,8 @@ def main() -> None:
     print(f"\n| {heads} |\n|{'---|' * 7}")
     for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):
         print(line(key, runs))
+    heads = " | ".join(f"to {title(name)}, {size}x" for size, name in BARS)
+    print("\n".join([f"\n| backbone | variant, 5x | {heads} |", "|---|---|---|---|---|", *against(runs)]))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,19 @@ def test_a_rival_s_size():
     assert found.attached == EngramConfig(size=2.0)
 
 
+def test_the_best_that_was_found():
+    found = config("cpu-xs", "--data", "d", "--variant", "additive_both", "--size", "5", "--mort.norm", "l2")
+    wanted = {
+        "num_modulators": 1,
+        "top_k": 1,
+        "balance_coef": 0.0,
+        "index": "token_bigram",
+        "index_size": 4.0,
+    }
+    assert found.attached == retoken.MoRTConfig(norm="l2", **wanted) and found.variant == "mort"
+    assert found.out == Path("out/cpu-xs-additive_both-seed0")
+
+
 @pytest.mark.parametrize(
     "args, says",
     [
@@ -74,9 +87,24 @@ def test_a_rival_s_size():
         ),
         (
             ["cpu-xs", "--data", "d", "--variant", "mort", "--size", "2"],
-            "--size is given with --variant mort",
+            "--size is given with --variant mort, where it means nothing",
         ),
-        (["cpu-xs", "--data", "d", "--variant", "value", "--size", "2"], "size is 2.0; accepted: 1"),
+        (
+            ["cpu-xs", "--data", "d", "--variant", "value", "--size", "2"],
+            "--size is given with --variant value",
+        ),
+        (
+            ["cpu-xs", "--data", "d", "--variant", "additive_both"],
+            "size is 1 with additive_both; accepted: above",
+        ),
+        (
+            ["cpu-xs", "--data", "d", "--variant", "wide"],
+            "variant is 'wide'; accepted: baseline, retoken, mort",
+        ),
+        (
+            ["cpu-xs", "--data", "d", "--variant", "engram", "--retoken.norm", "l2"],
+            "--retoken.* is given with --variant engram",
+        ),
     ],
 )
 def test_contradictions(args, says):

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from retoken import presets
-from retoken.attach.rivals import RivalConfig
 from retoken.cli.options import as_json
 from retoken.cli.train_view import TrainView, print_result
-from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig, TableConfig
+from retoken.compare.variants import VARIANTS, WIDE, attached
+from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import ConfigError
-from retoken.train.config import TrainConfig
+from retoken.train.config import BASELINE, TrainConfig
 from retoken.train.tables import TableOptions
 
 # Options of the command that are no options of `TrainConfig`, or that are worked out from others.
@@ -35,10 +35,10 @@ class Train:
     data: Path
     """Token store written by `retoken prepare`."""
     variant: str = "baseline"
-    """What is attached: nothing (baseline), retoken, mort, or a rival: value, per_layer, bigram,
-    over_tokenized, engram."""
+    """What is attached: nothing (baseline), retoken, mort, or a rival, as `retoken compare --variants` has
+    them. The best found is additive_both with --size 5 (studies/matched)."""
     size: float = 1.0
-    """Numbers in a rival's tables over those of ReToken."""
+    """Numbers in the tables of a rival over those of ReToken."""
     trains: Literal["all", "attached"] = "all"
     """What is trained: everything, or only what is attached, the backbone staying as it is."""
     model: str = ""
@@ -148,21 +148,22 @@ class Train:
         name = preset.name if preset else Path(self.model).name
         out = self.out or Path("out") / f"{name}-{self.variant}-seed{self.seed}"
         start = {"preset": preset.name if preset else "", "model": self.model}
-        return TrainConfig(out=out, modulator=self._modulator(), **start, **values)
+        modulator = self._modulator()
+        values["variant"] = modulator.type if modulator else BASELINE
+        return TrainConfig(out=out, modulator=modulator, **start, **values)
 
     def _modulator(self) -> ModulatorConfig | None:
-        options: dict[str, ModulatorConfig] = {"retoken": self.retoken, "mort": self.mort}
-        for name, found in options.items():
-            if name != self.variant and found != type(found)():
-                raise ConfigError(
-                    f"--{name}.* is given with --variant {self.variant}; accepted: --variant {name}"
-                )
-        rival = TableConfig.known.get(self.variant)
-        if rival is not None and issubclass(rival, RivalConfig):
-            return rival(size=self.size)
-        if self.size != 1:
-            raise ConfigError(f"--size is given with --variant {self.variant}; accepted: with a rival")
-        return options.get(self.variant)
+        accepted = [name for name in VARIANTS if name != WIDE]
+        if self.variant not in accepted:
+            raise ConfigError(f"variant is {self.variant!r}; accepted: {', '.join(accepted)}")
+        given = {"--retoken.*": self.retoken, "--mort.*": self.mort, "--size": self.size}
+        default = {"--retoken.*": ReTokenConfig(), "--mort.*": MoRTConfig(), "--size": 2 * self.size}
+        found = attached(self.variant, self.retoken, self.mort, self.size)
+        for name, other in default.items():
+            changed = given[name] != (1 if name == "--size" else other)
+            if changed and attached(self.variant, *(given | {name: other}).values()) == found:
+                raise ConfigError(f"{name} is given with --variant {self.variant}, where it means nothing")
+        return found
 
 
 def is_first_process() -> bool:
