@@ -3,12 +3,14 @@
 Those threads wait between two operators anyway: a pass they share starts within microseconds, and each finds
 states in its own cache that it has just computed. They take chunks until none is left.
 
-The room of a pass, words of 8 bytes: where OpenMP's fork is and how many threads it makes, then what `_share`
-writes for them, then the addresses of the parts.
+The room of a pass, words of 8 bytes: where OpenMP's fork is, how many threads it makes, memory for mixtures,
+the addresses of the parts, and then what `_share` and the passes write for the threads.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
+
+import functools
 
 from numba import cfunc, types
 
@@ -102,7 +104,16 @@ def _chunk(room):
     return start, min(start + size, positions)
 
 
-@compiled
+def _part(function):
+    """Compiled as what OpenMP calls, in C's way; from numba's cache where it has one, as `compiled`."""
+    decorate = functools.partial(cfunc, types.void(types.intp), error_model="numpy")
+    try:
+        return decorate(cache=True)(function)
+    except RuntimeError:
+        return decorate()(function)
+
+
+@_part
 def _gates(room):
     given = room + GIVEN
     start, stop = _chunk(room)
@@ -115,7 +126,7 @@ def _gates(room):
         start, stop = _chunk(room)
 
 
-@compiled
+@_part
 def _mixes(room):
     given = room + GIVEN
     width, top_k = read_index(read_index(given) + 56), read_index(given + 24)
@@ -131,7 +142,7 @@ def _mixes(room):
         start, stop = _chunk(room)
 
 
-@compiled
+@_part
 def _routes(room):
     given = room + GIVEN
     start, stop = _chunk(room)
@@ -143,15 +154,5 @@ def _routes(room):
         start, stop = _chunk(room)
 
 
-def _part(work):
-    """What OpenMP calls, in C's way."""
-
-    def part(room):
-        work(room)
-
-    return cfunc(types.void(types.intp), error_model="numpy")(part)
-
-
-_OF_GATE, _OF_MIX, _OF_ROUTE = _part(_gates), _part(_mixes), _part(_routes)
-ADDRESSES: tuple[int, ...] = (_OF_GATE.address, _OF_MIX.address, _OF_ROUTE.address)
+ADDRESSES: tuple[int, ...] = (_gates.address, _mixes.address, _routes.address)
 """Of the parts, as a room has them."""
