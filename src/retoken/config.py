@@ -236,6 +236,20 @@ class MoRTConfig(IndexedConfig):
         """The formula as printed: L2 norm, n_e 5, K 3, s starting at 1 (the paper gives no start values)."""
         return cls(norm="l2", init_scale=1.0, init_std=0.02)
 
+    @classmethod
+    def by_token_and_bigram(cls, size: float = 5.0) -> MoRTConfig:
+        """The best use of tables that was found (studies/matched), with `size` times ReToken's numbers in them.
+
+        In every layer one row of the token and one of a hash of the last two tokens are summed, normalised,
+        scaled and added; there is no router.
+
+        Raises:
+            ConfigError: the size is not above 1, which rows by token alone take.
+        """
+        _require(_is_number(size) and size > 1, "size", size, "above 1")
+        only_one: dict[str, Any] = {"num_modulators": 1, "top_k": 1, "balance_coef": 0.0}
+        return cls(index="token_bigram", index_size=size - 1, **only_one)
+
 
 ModulatorConfig = TableConfig
 """Anything that can be attached: the paper's two modulators, and what they are compared with."""

@@ -72,6 +72,10 @@ def test_the_best_that_was_found():
     }
     assert found.attached == retoken.MoRTConfig(norm="l2", **wanted) and found.variant == "mort"
     assert found.out == Path("out/cpu-xs-additive_both-seed0")
+    found = config("cpu-xs", "--data", "d", "--variant", "additive_both", "--size", "3")
+    assert found.attached == retoken.MoRTConfig.by_token_and_bigram(3)
+    with pytest.raises(ConfigError, match="size is 1; accepted: above 1"):
+        retoken.MoRTConfig.by_token_and_bigram(1)
 
 
 @pytest.mark.parametrize(

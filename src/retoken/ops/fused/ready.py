@@ -83,7 +83,7 @@ class Gate(_OnRows):
         """
         kind = self._kind_of(increment)
         increment = increment.contiguous()
-        out, at = self._room.result(increment, increment.dtype)
+        out, at = self._room.result(increment, kind)
         where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
         wrong = self._kernel(self._address, *where)
         if wrong >= 0:
@@ -119,7 +119,7 @@ class Mix(_OnRows):
         """
         kind = self._kind_of(increment)
         increment = increment.contiguous()
-        out, at = self._room.result(increment, increment.dtype)
+        out, at = self._room.result(increment, kind)
         choice = (routed.chosen, routed.weights, routed.top_k)
         where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
         wrong = self._kernel(self._address, *choice, *where)

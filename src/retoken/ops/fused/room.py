@@ -40,7 +40,7 @@ class Routed(NamedTuple):
 class Room:
     """Memory for one forward pass. Passes that run at the same time have a room each."""
 
-    __slots__ = ("_block", "_dtype", "_layers", "_left", "_routed", "_scratch", "address", "shape")
+    __slots__ = ("_block", "_kind", "_layers", "_left", "_routed", "_scratch", "address", "shape")
 
     def __init__(self, shape: Sequence[int] | None = None, layers: int = 1, width: int = 0) -> None:
         """
@@ -52,7 +52,7 @@ class Room:
         threads, (fork, parts) = torch.get_num_threads(), _team()
         self.shape = None if shape is None else tuple(shape)
         self._layers = layers
-        self._dtype: torch.dtype | None = None
+        self._kind = -1
         self._left: list[tuple[Tensor, int]] = []
         self._routed: list[Routed] = []
         self._scratch = torch.empty(threads * width)
@@ -60,14 +60,14 @@ class Room:
         self._block = array("q", (*where, *[0] * (WORDS - len(where))))
         self.address = self._block.buffer_info()[0]
 
-    def result(self, like: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
-        """Memory for what one layer gives, and its address: nobody else gets the same."""
-        if self._left and dtype is self._dtype:
+    def result(self, like: Tensor, kind: int) -> tuple[Tensor, int]:
+        """Memory for what one layer gives, like states of a type (of KINDS), and its address: all get their own."""
+        if self._left and kind == self._kind:
             return self._left.pop()
         if like.numel() > SMALL:
             alone = torch.empty_like(like)
             return alone, alone.data_ptr()
-        self._dtype, self._left = dtype, _each(torch.empty((self._layers, *like.shape), dtype=dtype))
+        self._kind, self._left = kind, _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
         return self._left.pop()
 
     def routed(self, positions: Sequence[int], experts: int, top_k: int) -> Routed:
