@@ -238,7 +238,7 @@ class MoRTConfig(IndexedConfig):
 
     @classmethod
     def by_token_and_bigram(cls, size: float = 5.0) -> MoRTConfig:
-        """The best use of tables that was found (studies/matched), with `size` times ReToken's numbers in them.
+        """The best use of tables found (studies/matched), with `size` times ReToken's numbers in them.
 
         In every layer one row of the token and one of a hash of the last two tokens are summed, normalised,
         scaled and added; there is no router.
