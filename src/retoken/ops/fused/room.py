@@ -61,7 +61,7 @@ class Room:
         self.address = self._block.buffer_info()[0]
 
     def result(self, like: Tensor, kind: int) -> tuple[Tensor, int]:
-        """Memory for what one layer gives, like states of a kind (KINDS), and its address: each has its own."""
+        """Memory for what one layer gives, like states of a kind (KINDS), and its address."""
         if self._left and kind == self._kind:
             return self._left.pop()
         if like.numel() > SMALL:
