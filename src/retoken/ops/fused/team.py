@@ -23,7 +23,7 @@ PARTS = 24
 """Addresses of the parts of `gate`, `mix` and `route`."""
 POSITIONS, CHUNK, NEXT, WORKERS, WRONG = 48, 56, 64, 72, 80
 GIVEN = 88
-"""What a kernel is given, up to 7 words."""
+"""What a kernel is given, 7 words."""
 ENOUGH = 1 << 15
 """Numbers of a state from which threads share the work."""
 CHUNKS = 4
@@ -35,31 +35,16 @@ def gate(block, increment, x_kind, out, positions, room):
     """`kernel.gate` of all positions."""
     if not _worth_it(room, positions, read_index(block + 56)):
         return kernel.gate(block, increment, x_kind, out, 0, positions)
-    given = room + GIVEN
-    write_index(given, block)
-    write_index(given + 8, increment)
-    write_index(given + 16, x_kind)
-    write_index(given + 24, out)
-    return _share(room, positions, 0)
+    return _share(room, positions, 0, (block, increment, x_kind, out, 0, 0, 0))
 
 
 @compiled
 def mix(block, chosen, weights, top_k, increment, x_kind, out, positions, room):
     """`kernel.mix` of all positions."""
     if not _worth_it(room, positions, read_index(block + 56)):
-        scratch = read_index(room + SCRATCH)
-        return kernel.mix(
-            block, chosen, weights, top_k, increment, x_kind, out, scratch, 0, positions
-        )  # fmt: skip
-    given = room + GIVEN
-    write_index(given, block)
-    write_index(given + 8, chosen)
-    write_index(given + 16, weights)
-    write_index(given + 24, top_k)
-    write_index(given + 32, increment)
-    write_index(given + 40, x_kind)
-    write_index(given + 48, out)
-    return _share(room, positions, 1)
+        mixed = read_index(room + SCRATCH)
+        return kernel.mix(block, chosen, weights, top_k, increment, x_kind, out, mixed, 0, positions)
+    return _share(room, positions, 1, (block, chosen, weights, top_k, increment, x_kind, out))
 
 
 @compiled
@@ -67,14 +52,7 @@ def route(block, hidden, h_kind, logits, chosen, weights, positions, room):
     """`kernel.route` of all positions."""
     if not _worth_it(room, positions, read_index(block + 16)):
         return kernel.route(block, hidden, h_kind, logits, chosen, weights, 0, positions)
-    given = room + GIVEN
-    write_index(given, block)
-    write_index(given + 8, hidden)
-    write_index(given + 16, h_kind)
-    write_index(given + 24, logits)
-    write_index(given + 32, chosen)
-    write_index(given + 40, weights)
-    return _share(room, positions, 2)
+    return _share(room, positions, 2, (block, hidden, h_kind, logits, chosen, weights, 0))
 
 
 @compiled
@@ -83,8 +61,10 @@ def _worth_it(room, positions, width):
 
 
 @compiled
-def _share(room, positions, part):
-    """Have all threads do a part; the first position that one found without rows, or -1."""
+def _share(room, positions, part, given):
+    """Have all threads do a part with what its kernel is given; the first position without rows, or -1."""
+    for n in range(len(given)):
+        write_index(room + GIVEN + 8 * n, given[n])
     threads = read_index(room + THREADS)
     chunks = threads * CHUNKS
     write_index(room + POSITIONS, positions)
