@@ -188,12 +188,15 @@ def test_pytorch_has_an_openmp_whose_threads_can_be_asked():
     assert room._team()[0]
 
 
-def test_layers_of_a_pass_never_share_what_they_give():
-    own, near = fused.Room((2, 3), layers=2, width=8), fused.near_table(_draw(V, 4, 8), _ids(6).view(2, 3))
-    mix, route = fused.Mix(near, None, 1.0, 0.0, own), fused.Route(torch.ones(4, 8), 1, own)
-    found = [route(_draw(2, 3, 8, seed=i)) for i in range(5)]
-    mixed = [mix(_draw(2, 3, 8, seed=i), found[0]) for i in range(5)]
-    mixed += [mix(_draw(2, 3, 8).bfloat16(), found[0]) for _ in range(3)]
+@pytest.mark.parametrize("width", [7, 8, 64])
+def test_layers_of_a_pass_never_share_what_they_give(width):
+    own = fused.Room((2, 3), layers=2, width=width)
+    near = fused.near_table(_draw(V, 4, width), _ids(6).view(2, 3))
+    mix, route = fused.Mix(near, None, 1.0, 0.0, own), fused.Route(torch.ones(4, width), 1, own)
+    found = [route(_draw(2, 3, width, seed=i)) for i in range(5)]
+    mixed = [mix(_draw(2, 3, width, seed=i), found[0]) for i in range(5)]
+    mixed += [mix(_draw(2, 3, width).bfloat16(), found[0]) for _ in range(3)]
+    assert all(x.data_ptr() % 64 == 0 for x in mixed)
     given = [*mixed, *(x for routed in found for x in routed.routing)]
     spans = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in given)
     assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(spans))

@@ -18,6 +18,9 @@ WORDS = 18
 SMALL = 1 << 15
 """Numbers of a state up to which memory for all layers is made at once."""
 
+ALIGNED = 64
+"""Bytes: PyTorch's tensors start at multiples of that on a CPU, and compiled graphs may count on it."""
+
 
 class Routed(NamedTuple):
     """A choice, and where it lies: asking a tensor for that takes longer than a kernel, late in a pass."""
@@ -64,7 +67,7 @@ class Room:
         """Memory for what one layer gives, like states of a kind (KINDS), and its address."""
         if self._left and kind == self._kind:
             return self._left.pop()
-        if like.numel() > SMALL:
+        if like.numel() > SMALL or like.nbytes % ALIGNED:
             alone = torch.empty_like(like)
             return alone, alone.data_ptr()
         self._kind, self._left = kind, _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
