@@ -91,7 +91,7 @@ def test_the_best_that_was_found():
         ),
         (
             ["cpu-xs", "--data", "d", "--variant", "mort", "--size", "2"],
-            "--size is given with --variant mort, where it means nothing",
+            "--size is given with --variant mort; accepted: a rival",
         ),
         (
             ["cpu-xs", "--data", "d", "--variant", "value", "--size", "2"],

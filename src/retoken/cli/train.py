@@ -156,13 +156,15 @@ class Train:
         accepted = [name for name in VARIANTS if name != WIDE]
         if self.variant not in accepted:
             raise ConfigError(f"variant is {self.variant!r}; accepted: {', '.join(accepted)}")
-        given = {"--retoken.*": self.retoken, "--mort.*": self.mort, "--size": self.size}
-        default = {"--retoken.*": ReTokenConfig(), "--mort.*": MoRTConfig(), "--size": 2 * self.size}
         found = attached(self.variant, self.retoken, self.mort, self.size)
-        for name, other in default.items():
-            changed = given[name] != (1 if name == "--size" else other)
-            if changed and attached(self.variant, *(given | {name: other}).values()) == found:
-                raise ConfigError(f"{name} is given with --variant {self.variant}, where it means nothing")
+        given: dict[str, Any] = {"--retoken.*": self.retoken, "--mort.*": self.mort, "--size": self.size}
+        for name, plain, other, accepted in (
+            ("--retoken.*", ReTokenConfig(), ReTokenConfig(), "--variant retoken, or one made of it"),
+            ("--mort.*", MoRTConfig(), MoRTConfig(), "--variant mort, or one made of it"),
+            ("--size", 1.0, 2 * self.size, "a rival whose tables have a size"),
+        ):
+            if given[name] != plain and attached(self.variant, *(given | {name: other}).values()) == found:
+                raise ConfigError(f"{name} is given with --variant {self.variant}; accepted: {accepted}")
         return found
 
 
