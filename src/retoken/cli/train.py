@@ -158,11 +158,12 @@ class Train:
             raise ConfigError(f"variant is {self.variant!r}; accepted: {', '.join(accepted)}")
         found = attached(self.variant, self.retoken, self.mort, self.size)
         given: dict[str, Any] = {"--retoken.*": self.retoken, "--mort.*": self.mort, "--size": self.size}
-        for name, plain, other, accepted in (
+        options: tuple[tuple[str, Any, Any, str], ...] = (
             ("--retoken.*", ReTokenConfig(), ReTokenConfig(), "--variant retoken, or one made of it"),
             ("--mort.*", MoRTConfig(), MoRTConfig(), "--variant mort, or one made of it"),
             ("--size", 1.0, 2 * self.size, "a rival whose tables have a size"),
-        ):
+        )
+        for name, plain, other, accepted in options:
             if given[name] != plain and attached(self.variant, *(given | {name: other}).values()) == found:
                 raise ConfigError(f"{name} is given with --variant {self.variant}; accepted: {accepted}")
         return found
