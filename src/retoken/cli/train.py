@@ -164,7 +164,8 @@ class Train:
             ("--size", 1.0, 2 * self.size, "a rival whose tables have a size"),
         )
         for name, plain, other, accepted in options:
-            if given[name] != plain and attached(self.variant, *(given | {name: other}).values()) == found:
+            changed: Any = (given | {name: other}).values()
+            if given[name] != plain and attached(self.variant, *changed) == found:
                 raise ConfigError(f"{name} is given with --variant {self.variant}; accepted: {accepted}")
         return found
 
