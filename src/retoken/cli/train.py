@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,21 +153,22 @@ class Train:
         return TrainConfig(out=out, modulator=modulator, **start, **values)
 
     def _modulator(self) -> ModulatorConfig | None:
+        found, retoken, mort = self._attached(), ReTokenConfig(), MoRTConfig()
+        options: tuple[tuple[str, bool, dict[str, Any], str], ...] = (
+            ("--retoken.*", self.retoken != retoken, {"retoken": retoken}, "--variant retoken or made of it"),
+            ("--mort.*", self.mort != mort, {"mort": mort}, "--variant mort or made of it"),
+            ("--size", self.size != 1.0, {"size": 2 * self.size}, "a rival whose tables have a size"),
+        )
+        for name, given, other, accepted in options:
+            if given and replace(self, **other)._attached() == found:
+                raise ConfigError(f"{name} is given with --variant {self.variant}; accepted: {accepted}")
+        return found
+
+    def _attached(self) -> ModulatorConfig | None:
         accepted = [name for name in VARIANTS if name != WIDE]
         if self.variant not in accepted:
             raise ConfigError(f"variant is {self.variant!r}; accepted: {', '.join(accepted)}")
-        found = attached(self.variant, self.retoken, self.mort, self.size)
-        given: dict[str, Any] = {"--retoken.*": self.retoken, "--mort.*": self.mort, "--size": self.size}
-        options: tuple[tuple[str, Any, Any, str], ...] = (
-            ("--retoken.*", ReTokenConfig(), ReTokenConfig(), "--variant retoken, or one made of it"),
-            ("--mort.*", MoRTConfig(), MoRTConfig(), "--variant mort, or one made of it"),
-            ("--size", 1.0, 2 * self.size, "a rival whose tables have a size"),
-        )
-        for name, plain, other, accepted in options:
-            changed: Any = (given | {name: other}).values()
-            if given[name] != plain and attached(self.variant, *changed) == found:
-                raise ConfigError(f"{name} is given with --variant {self.variant}; accepted: {accepted}")
-        return found
+        return attached(self.variant, self.retoken, self.mort, self.size)
 
 
 def is_first_process() -> bool:

@@ -12,8 +12,8 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn
 """What the kernels are told of a type."""
 SIZES = {number: kind.itemsize for kind, number in KINDS.items()}
 """Bytes of a number of a kind."""
-WIDE = (torch.float32, torch.bfloat16)
-"""Types of states, scales and routers that are served."""
+STATES = {kind: KINDS[kind] for kind in (torch.float32, torch.bfloat16)}
+"""The kinds that states, scales and routers may have."""
 PLAIN = (Tensor, torch.nn.Parameter)
 """Tensors that are what they seem."""
 
@@ -41,14 +41,16 @@ class Near(NamedTuple):
     """Where rows may be on disk: asks for those that were chosen, [..., K]."""
 
 
+def kind_of(states: Tensor) -> int | None:
+    """Of STATES; None: not plain tensors of such a type on a CPU, so no kernel may take them."""
+    return STATES.get(states.dtype) if type(states) in PLAIN and states.is_cpu else None
+
+
 def serves(*states: Tensor) -> bool:
-    """Whether the kernels can serve: plain CPU tensors of a type they know, and no gradient is asked for."""
+    """Whether the kernels can serve: they know all of these, and no gradient is asked for."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    plain = True
-    for x in states:  # no generator, one more thing that a cold cache would have to fetch in every layer
-        plain = plain and type(x) in PLAIN and x.is_cpu and x.dtype in WIDE
-    return plain
+    return all(kind_of(x) is not None for x in states)
 
 
 def near_table(weight: Tensor, ids: Tensor) -> Near | None:

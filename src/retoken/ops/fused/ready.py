@@ -14,11 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from retoken.ops.fused.near import KINDS, PLAIN, SIZES, WIDE, Near
+from retoken.ops.fused.near import KINDS, SIZES, Near, kind_of
 from retoken.ops.fused.room import Room, Routed
-
-STATES = {kind: KINDS[kind] for kind in WIDE}
-"""What the kernels are told of a type of states."""
 
 
 class Unserved(ValueError):
@@ -40,11 +37,11 @@ class _OnRows:
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
 
-    def _kind_of(self, increment: Tensor) -> int:
+    def _kind(self, increment: Tensor) -> int:
         """The type of states that the rows are for: a kernel would read and write beyond others' ends."""
         if increment.shape != self._shape:
             self._accept(increment)
-        return _kind_of(increment)
+        return _served_kind(increment)
 
     def _accept(self, increment: Tensor) -> None:
         width = increment.shape[-1] if increment.dim() else 0
@@ -81,7 +78,7 @@ class Gate(_OnRows):
             IndexError: a position has no row.
             Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
-        kind = self._kind_of(increment)
+        kind = self._kind(increment)
         increment = increment.contiguous()
         out, at = self._room.result(increment, kind)
         where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
@@ -117,7 +114,7 @@ class Mix(_OnRows):
             IndexError: a position has no rows.
             Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
-        kind = self._kind_of(increment)
+        kind = self._kind(increment)
         increment = increment.contiguous()
         out, at = self._room.result(increment, kind)
         choice = (routed.chosen, routed.weights, routed.top_k)
@@ -158,16 +155,16 @@ class Route:
         if shape != self._shape and (self._shape is not None or shape[-1:] != (self.width,)):
             accepted = self._shape or f"[..., {self.width}]"
             raise Unserved(f"states {tuple(shape)}; accepted by this router: {accepted}")
-        kind, hidden, before = _kind_of(hidden), hidden.contiguous(), shape[:-1]
+        kind, hidden, before = _served_kind(hidden), hidden.contiguous(), shape[:-1]
         routed = self._room.routed(before, self.experts, self._top_k)
         where = (hidden.data_ptr(), kind, routed.logits, routed.chosen, routed.weights)
         self._kernel(self._address, *where, before.numel(), self._room.address)
         return routed
 
 
-def _kind_of(states: Tensor) -> int:
-    kind = STATES.get(states.dtype)
-    if kind is None or not states.is_cpu or type(states) not in PLAIN:
+def _served_kind(states: Tensor) -> int:
+    kind = kind_of(states)
+    if kind is None:
         accepted = "plain float32 or bfloat16 on a CPU"
         raise Unserved(f"{type(states).__name__} of {states.dtype} on {states.device}; accepted: {accepted}")
     return kind

@@ -17,7 +17,6 @@ WORDS = 18
 """Of a room, as `team` has them."""
 SMALL = 1 << 15
 """Numbers of a state up to which memory for all layers is made at once."""
-
 ALIGNED = 64
 """Bytes: PyTorch's tensors start at multiples of that on a CPU, and compiled graphs may count on it."""
 
