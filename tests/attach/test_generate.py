@@ -13,9 +13,20 @@ FAMILIES = ["llama", "gpt2", "gemma2", "gpt_neox", "qwen3_moe"]
 NEW = 6
 
 
+BY_BIGRAM = {
+    "token_bigram": retoken.MoRTConfig.by_token_and_bigram(2),
+    "bigram": retoken.ReTokenConfig(index="bigram"),
+}
+
+
+@pytest.fixture(params=["retoken", "mort", "mort-block_input-delay-subset", *BY_BIGRAM], ids=str)
+def config(request, configs):
+    return (configs | BY_BIGRAM)[request.param]
+
+
 @pytest.fixture
-def model(main_config, request):
-    return _attached(main_config, getattr(request, "param", "llama"))
+def model(config, request):
+    return _attached(config, getattr(request, "param", "llama"))
 
 
 def _attached(config, family="llama", **kwargs):

@@ -49,7 +49,6 @@ BY_BOTH = [
     retoken.ReTokenConfig(index="token_bigram", index_size=1.7),
     retoken.MoRTConfig(index="token_bigram", num_modulators=3, top_k=2, index_size=0.6),
 ]
-LOOKS_BACK = [*RIVALS[2:], *BY_BIGRAM, *BY_BOTH]
 
 
 def named(config):
@@ -366,11 +365,57 @@ class TestEach:
             retoken.pack(tmp_path, tmp_path / "rows.bin")
 
 
-@pytest.mark.parametrize("config", LOOKS_BACK, ids=named)
-def test_a_cache_without_ids_is_refused(config):
-    model = attached(config)
+RESUMES = [config for config in [*RIVALS, *BY_BIGRAM, *BY_BOTH] if not isinstance(config, EngramConfig)]
+PADDED = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]])
+
+
+@pytest.mark.parametrize("config", RESUMES, ids=named)
+@pytest.mark.parametrize("mask", [None, PADDED], ids=["whole", "padded"])
+def test_pieces_with_a_cache_are_the_whole(config, mask):
+    model, past, found = attached(config), None, []
+    positions = torch.arange(8).expand(2, 8) if mask is None else (mask.cumsum(1) - 1).clamp_min(0)
+    for start, end in ((0, 1), (1, 4), (4, 5), (5, 8)):
+        masked = None if mask is None else mask[:, :end]
+        where = {"attention_mask": masked, "position_ids": positions[:, start:end]}
+        out = model(IDS[:, start:end], past_key_values=past, use_cache=True, **where)
+        past = out.past_key_values
+        found.append(out.logits)
+    whole = model(IDS, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for row, seen in enumerate(torch.ones(2, 8).bool() if mask is None else mask.bool()):
+        assert_close("logits", whole[row, seen], torch.cat(found, 1)[row, seen], units=4096)
+
+
+def test_a_cache_that_is_cut_repeated_and_chosen_from():
+    """What callers do to a cache between passes, they do to the ids in it."""
+    model = attached(BY_BOTH[1])
+    past = model(IDS, use_cache=True).past_key_values
+    past.crop(-3)
+    past.batch_repeat_interleave(2)
+    past.reorder_cache(torch.tensor([2, 0, 3, 1]))
+    past.batch_select_indices(torch.tensor([0, 1, 3]))
+    wanted = model(IDS[[1, 0, 0]], use_cache=False).logits[:, 5:7]
+    found = model(IDS[[1, 0, 0], 5:7], past_key_values=past, use_cache=True).logits
+    assert_close("logits", wanted, found, units=4096)
+    past.reset()
+    again = model(IDS[:, :2], past_key_values=past, use_cache=True).logits
+    assert_close("logits", model(IDS, use_cache=False).logits[:, :2], again, units=4096)
+
+
+def test_a_cache_without_ids_is_refused():
+    model = attached(BY_BIGRAM[0])
+    past = model(IDS, use_cache=True).past_key_values
+    del past.layers[-1]
+    with pytest.raises(
+        AttachError, match=r"8 tokens before input_ids .* left no ids there; .* use_cache=False"
+    ):
+        model(IDS[:, :1], past_key_values=past)
+
+
+def test_engram_does_not_go_on_from_a_cache():
+    model = attached(RIVALS[-1])
+    assert not model.config.use_cache
     past = model.model(IDS, use_cache=True).past_key_values
-    with pytest.raises(AttachError, match="use_cache=False"):
+    with pytest.raises(AttachError, match=r"more than ids is needed of them; .* use_cache=False"):
         model(IDS[:, :1], past_key_values=past)
 
 

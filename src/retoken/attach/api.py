@@ -32,7 +32,7 @@ from retoken.nn.stack import SumLoads, build_modulator, index_for
 from retoken.ops import RouterLoad
 
 USED_CACHE = "used_cache"
-"""In an attached model's field, where rows are looked up by more than the token: its `use_cache` before."""
+"""In the field of an attached model that cannot go on from a cache: its `use_cache` before."""
 _HANDLES = "_retoken_handles"
 _CONVERSIONS = "_weight_conversions"  # what transformers keeps of how it renamed a loaded checkpoint's keys
 
@@ -49,8 +49,8 @@ def attach(
     Args:
         model: a Hugging Face causal language model, random or pretrained, not wrapped by anything yet.
         config: which modulator, and its options: a `ReTokenConfig`, a `MoRTConfig`, or one of
-            `retoken.attach.rivals`. Where rows are looked up by more than the current token, the model is set
-            to generate without a cache, which does not hold ids.
+            `retoken.attach.rivals`. Where a cache does not hold all that a position needs of those before
+            it (Engram), the model is set to generate without one.
         family: where this backbone keeps its layers and MLPs; None: by its `model_type`.
         table: makes each layer's table; for tables that are divided from the start.
 
@@ -80,7 +80,7 @@ def attach(
     )  # may fail for want of memory: the model is untouched till here
     model_class = attached_model_class(type(model))
     written: dict[str, Any] = {"modulator": config.to_dict(), "family": family.to_dict()}
-    if stack.index is not None:
+    if _shuns_cache(stack):
         written[USED_CACHE] = [holder.use_cache for holder in _cache_users(model)]
     _set_config(model, written)
     model.__class__ = model_class
@@ -142,6 +142,10 @@ def _index_of(config: ModulatorConfig, anatomy: Anatomy) -> NgramIndex | None:
     return index_for(config, anatomy.vocab_size)
 
 
+def _shuns_cache(stack: ModulatorStack) -> bool:
+    return stack.index is not None and not stack.index.resumes
+
+
 def _cache_users(model: PreTrainedModel) -> list[Any]:
     """What says whether the model uses a cache: its own config, then what `generate` goes by."""
     return [model.config, *filter(None, [model.generation_config])]
@@ -149,7 +153,7 @@ def _cache_users(model: PreTrainedModel) -> list[Any]:
 
 def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) -> None:
     model.retoken = stack
-    if stack.index is not None:  # a cache does not hold the ids that rows are looked up by
+    if _shuns_cache(stack):
         for holder in _cache_users(model):
             holder.use_cache = False
     sites, hooks = plan_hooks(model, stack.config, anatomy)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from retoken.attach.families import Anatomy
+from retoken.attach.past import keep_tokens, tokens_before
 from retoken.attach.rivals.base import RivalConfig
 from retoken.attach.sites import KEYWORD, Hook, LayerSite, SiteHook, on_first
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
@@ -102,7 +103,8 @@ class StartForward:
                 "pass input_ids (embeddings do not tell which token they stand for)"
             )
         stack: Any = self.model.retoken
-        index = stack.begin(ids, _mask_of_last(mask, ids), given.get("past_key_values"))
+        before = tokens_before(given.get("past_key_values"), stack.index) if stack.index else None
+        index = stack.begin(ids, _mask_of_last(mask, ids), before)
         for site in self.sites:
             site.begin(stack.layers)
         fetch = stack.fetch(index)
@@ -111,14 +113,23 @@ class StartForward:
 
 
 class EndForward:
-    """Hook on the base model, after it: keeps what the balance loss needs, out of reach of recomputations."""
+    """Hook on the base model, after it: keeps what later calls need, out of reach of recomputations."""
 
     def __init__(self, model: PreTrainedModel, sites: list[LayerSite]) -> None:
         self.model, self.sites = model, sites
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        routings = {site.layer: site.routing for site in self.sites if site.routing is not None}
-        self.model.retoken.finish(routings)  # pyright: ignore
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        stack: Any = self.model.retoken
+        stack.finish({site.layer: site.routing for site in self.sites if site.routing is not None})
+        if stack.index is not None and stack.index.resumes:
+            context = kwargs[KEYWORD]
+            keep_tokens(_cache_of(kwargs, output), context.ids, context.mask)
+
+
+def _cache_of(kwargs: dict[str, Any], output: Any) -> Any:
+    """What a pass has filled, given to it or made by it; None: nothing."""
+    given = kwargs.get("past_key_values")
+    return getattr(output, "past_key_values", None) if given is None else given
 
 
 def _mask_of_last(mask: Any, ids: Tensor) -> Tensor | None:
@@ -165,7 +176,7 @@ def plan_hooks(
     sites = [LayerSite(layer, delay > 0) for layer in range(len(anatomy.layers))]
     hooks = [
         Hook(anatomy.base, StartForward(model, anatomy.base, sites), True),
-        Hook(anatomy.base, EndForward(model, sites), False),
+        Hook(anatomy.base, EndForward(model, sites), False, named=True),
     ]
     if isinstance(config, RivalConfig):
         return sites, [*hooks, *config.hooks(anatomy, sites)]

@@ -43,7 +43,7 @@ class HarnessModel(HFLM):
                 # Of bfloat16 logits a log-likelihood has two digits otherwise; float32 ones stay as they are.
                 softmax_dtype="float32",
             )
-        # Rows by more than the token are looked up without a cache.
+        # Engram's passes cannot go on from a cache.
         self.share_contexts = share_contexts and loaded.model.config.get_text_config().use_cache
         self._answers: Answers | None = None
         self._cut: set[Key] = set()

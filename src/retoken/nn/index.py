@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from retoken.errors import AttachError
 from retoken.ops.ngrams import ngram_hash
 
 
@@ -24,25 +23,45 @@ class Head(NamedTuple):
     """The first of them."""
 
 
+class Tokens(NamedTuple):
+    """Tokens of earlier passes."""
+
+    ids: Tensor
+    """[B, P]."""
+    mask: Tensor
+    """[B, P], false at padding."""
+
+
 class NgramIndex:
     """[B, S] -> the rows of each position: [B, S] with one head, [B, S, H] with H."""
 
-    def __init__(self, heads: tuple[Head, ...]) -> None:
-        self.heads = heads
-
-    def __call__(self, ids: Tensor, mask: Tensor | None, past: Any = None) -> Tensor:
-        """The rows of token ids [B, S]; `mask` [B, S] is false where they are padding, `past` is the cache.
-
-        Raises:
-            AttachError: the cache holds tokens before these.
+    def __init__(self, heads: tuple[Head, ...], resumes: bool = True) -> None:
         """
-        if past is not None and past.get_seq_length() > 0:
-            raise AttachError(
-                "rows are looked up by n-grams, and the tokens before input_ids are in a cache that does not "
-                "hold ids; accepted: the whole text as input_ids, with use_cache=False"
-            )
+        Args:
+            heads: the hashes.
+            resumes: whether a pass can go on from a cache: of the positions before its own, what is looked
+                up reads ids alone.
+        """
+        self.heads, self.resumes = heads, resumes
+
+    @property
+    def reach(self) -> int:
+        """How many tokens before its own a position looks at."""
+        return max(head.order for head in self.heads) - 1
+
+    def __call__(self, ids: Tensor, mask: Tensor | None, before: Tokens | None = None) -> Tensor:
+        """The rows of token ids [B, S]; `mask` [B, S] is false where they are padding.
+
+        Args:
+            ids, mask: as said.
+            before: the tokens right before these, at least `reach` of them or all that there were.
+        """
+        seen = 0 if before is None else before.ids.shape[1]
+        if before is not None:
+            here = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+            ids, mask = torch.cat([before.ids, ids], 1), torch.cat([before.mask, here], 1)
         found = [
-            ngram_hash(ids, mask, head.order, head.salt).remainder(head.rows) + head.start
+            ngram_hash(ids, mask, head.order, head.salt)[:, seen:].remainder(head.rows) + head.start
             for head in self.heads
         ]
         return found[0] if len(found) == 1 else torch.stack(found, -1)
@@ -51,7 +70,7 @@ class NgramIndex:
 class TokenAndNgrams(NgramIndex):
     """[B, S] -> [B, S, 1 + H]: the token's own row, then those of the hashes."""
 
-    def __call__(self, ids: Tensor, mask: Tensor | None, past: Any = None) -> Tensor:
-        """As its base, which raises what it raises."""
-        found = super().__call__(ids, mask, past)
+    def __call__(self, ids: Tensor, mask: Tensor | None, before: Tokens | None = None) -> Tensor:
+        """As its base."""
+        found = super().__call__(ids, mask, before)
         return torch.cat([ids.unsqueeze(-1), found.view(*ids.shape, len(self.heads))], -1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from retoken.config import IndexedConfig, ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn.context import Fetch, NearFetch, RowSource
-from retoken.nn.index import Head, NgramIndex, TokenAndNgrams
+from retoken.nn.index import Head, NgramIndex, TokenAndNgrams, Tokens
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
@@ -88,23 +88,22 @@ class ModulatorStack(nn.Module):
         self.summed: dict[int, RouterLoad] | None = None
         self.batch_load: dict[int, RouterLoad] | SumLoads | None = None
 
-    def begin(self, ids: Tensor, mask: Tensor | None, past: Any = None) -> Tensor:
+    def begin(self, ids: Tensor, mask: Tensor | None, before: Tokens | None = None) -> Tensor:
         """A forward pass over token ids [B, S] starts; `mask` [B, S] is false where they are padding.
 
         Args:
             ids, mask: as said.
-            past: the cache of keys and values, where there is one.
+            before: the tokens of earlier passes right before these, where rows are looked up by them.
 
         Returns:
             Which rows the positions read: the ids, or [B, S] or [B, S, H] hashed.
 
         Raises:
-            AttachError: an id has no row (not looked for where that would stall a device or a compiler), or
-                rows depend on tokens that are not given.
+            AttachError: an id has no row (not looked for where that would stall a device or a compiler).
         """
         self.routings, self.mask, self.summed = None, mask, None
         if self.index is not None:
-            return self.index(ids, mask, past)
+            return self.index(ids, mask, before)
         if type(ids) is Tensor and ids.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_ids(ids)
         return ids

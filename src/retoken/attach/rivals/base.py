@@ -43,6 +43,8 @@ class RivalConfig(TableConfig):
     """What all rivals can be told. Not constructed itself."""
 
     zero_rows: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+    """Whether ids are all that a position needs of those before it, so that a pass can go on from a cache."""
 
     size: float = 1.0
     """Numbers in all tables over ReToken's on the same backbone, L V D: 1 stores as much as ReToken."""
@@ -64,7 +66,7 @@ class RivalConfig(TableConfig):
     def index_for(self, vocab_size: int, hidden_size: int, num_layers: int) -> NgramIndex | None:
         """Which rows positions read; None: the token's."""
         heads = self.heads(vocab_size, hidden_size, num_layers)
-        return NgramIndex(heads) if heads else None
+        return NgramIndex(heads, self.resumes) if heads else None
 
     @abstractmethod
     def build(self, anatomy: Anatomy, layer: int, make: Maker) -> Rival:
