@@ -152,10 +152,15 @@ class IndexedConfig(TableConfig):
         """Whether row x is token x's."""
         return self.index == "token"
 
+    @property
+    def sums_rows(self) -> bool:
+        """Whether a position reads several rows, which are used as their sum."""
+        return self.index == "token_bigram"
+
     def table_rows(self, vocab_size: int) -> int:
         """The vocabulary's, or `index_size` times as many, or both together."""
         hashed = max(1, round(self.index_size * vocab_size))
-        return vocab_size + hashed if self.index == "token_bigram" else hashed
+        return vocab_size + hashed if self.sums_rows else hashed
 
     def to_dict(self) -> dict[str, Any]:
         """As the base; without the index where it is the token, so that earlier versions read it."""
@@ -253,6 +258,16 @@ class MoRTConfig(IndexedConfig):
 
 ModulatorConfig = TableConfig
 """Anything that can be attached: the paper's two modulators, and what they are compared with."""
+
+
+def require_modulator(config: TableConfig, what: str) -> None:
+    """Refuse rivals, whose rows are used in ways of their own.
+
+    Raises:
+        ConfigError: what is attached is no modulator of the paper's.
+    """
+    if not isinstance(config, IndexedConfig):
+        raise ConfigError(f"{what}: what is attached has type {config.type!r}; accepted: retoken or mort")
 
 
 def require_by_token(config: TableConfig, what: str) -> None:

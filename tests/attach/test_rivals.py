@@ -354,14 +354,17 @@ class TestEach:
             step = model(made[:, :length]).logits[:, -1].argmax(-1)
             assert torch.equal(step, made[:, length])
 
-    def test_is_refused_where_rows_must_be_tokens(self, config, tmp_path):
+    def test_is_refused_where_rows_are_not_served(self, config, tmp_path):
+        """Serving takes the paper's modulators by any index (tests/serving/test_ngrams.py), and no rival."""
         model = attached(config)
-        with pytest.raises(ConfigError, match="accepted: retoken or mort with index 'token'"):
-            retoken.place(model, "host")
         with pytest.raises((ConfigError, AttachError), match="accepted"):
             retoken.fold(model)
+        if not isinstance(config, RivalConfig):
+            return
+        with pytest.raises(ConfigError, match="accepted: retoken or mort"):
+            retoken.place(model, "host")
         model.save_pretrained(tmp_path)
-        with pytest.raises(ConfigError, match="accepted: retoken or mort with index 'token'"):
+        with pytest.raises(ConfigError, match="accepted: retoken or mort"):
             retoken.pack(tmp_path, tmp_path / "rows.bin")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from retoken.config import MoRTConfig, ReTokenConfig
 from retoken.nn.kernels import OPERATORS, Kernels
-from retoken.nn.table import TableFactory, TokenTable
+from retoken.nn.table import Fetched, Summed, TableFactory, TokenTable
 
 
 def accept_checkpoint_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -32,6 +32,7 @@ class Modulator(nn.Module):
     ) -> None:
         super().__init__()
         self.eps, self.init_scale = config.eps, config.init_scale
+        self.sums_rows = config.sums_rows
         self.kernels: Kernels = OPERATORS
         self.table = table(shape, config.init_std, device, dtype)
         self.scale = nn.Parameter(torch.empty(shape[-1], device=device, dtype=dtype))
@@ -44,4 +45,9 @@ class Modulator(nn.Module):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """The rows of token ids [...]: [..., D] (ReToken) or [..., E, D] (MoRT)."""
-        return self.table.lookup(ids)
+        return self.rows_of(ids).lookup()
+
+    def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
+        """The rows of ids [...], wherever they are; of ids [..., H] the sums, where rows are summed."""
+        rows = self.table.rows_of(ids, fetched)
+        return Summed(rows, ids.shape[-1]) if self.sums_rows else rows

@@ -59,7 +59,7 @@ class MoRT(Modulator):
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
-        rows = self.table.rows_of(ids, fetched)
+        rows = self.rows_of(ids, fetched)
         if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
             return ready(hidden)
         routing = self.router(hidden, self.top_k)

@@ -34,7 +34,7 @@ class ReToken(Modulator):
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
-        rows = self.table.rows_of(ids, fetched)
+        rows = self.rows_of(ids, fetched)
         if fused.serves(increment) and (ready := self.ready(rows, fused.Room())):
             return ready(increment)
         return self.kernels.gate(increment, rows, self.scale, self.gain, self.eps)

@@ -15,7 +15,7 @@ from retoken.nn.index import Head, NgramIndex, TokenAndNgrams, Tokens
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
-from retoken.nn.table import Fetched, SummingTable, TableFactory, TokenTable
+from retoken.nn.table import Fetched, TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, fused, router_load
 
 SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
@@ -33,8 +33,6 @@ def build_modulator(
 ) -> Modulator:
     """The module one layer carries; `table` makes its table."""
     vocab_size = config.table_rows(vocab_size)
-    if isinstance(config, IndexedConfig) and config.index == "token_bigram":
-        table = SummingTable
     if isinstance(config, MoRTConfig):
         return MoRT(config, vocab_size, hidden_size, num_layers, device, dtype, table)
     if isinstance(config, ReTokenConfig):
@@ -123,6 +121,8 @@ class ModulatorStack(nn.Module):
             {layer: what `forward` gives, of its states alone}, where kernels can read the rows.
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
+            return {}
+        if ids.dim() > 2:  # several rows a position, and no kernel sums them
             return {}
         placed = isinstance(fetch, NearFetch)
         if fetch is not None and not placed:

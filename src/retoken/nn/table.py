@@ -139,6 +139,8 @@ class Summed(NamedTuple):
     """Several rows a position, [B, S, H] of them, that are used as their sum."""
 
     rows: Fetched
+    heads: int
+    """H."""
 
     def lookup(self) -> Tensor:
         """Their sums, [B, S, D], or [B, S, E, D]."""
@@ -146,8 +148,7 @@ class Summed(NamedTuple):
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """The sum over H of what each gives, [B, S, D] float32: Eq. 4 is linear in rows. Both [B, S, K]."""
-        heads = self.rows.positions.shape[-1]  # pyright: ignore
-        each = weights.unsqueeze(-2).expand(*weights.shape[:-1], heads, weights.shape[-1])
+        each = weights.unsqueeze(-2).expand(*weights.shape[:-1], self.heads, weights.shape[-1])
         return self.rows.mix(chosen.unsqueeze(-2), each).sum(-2)
 
     def near(self) -> None:
@@ -158,11 +159,3 @@ class Summed(NamedTuple):
 
     def resident_for(self, chosen: Tensor) -> None:
         """There is only `mix`."""
-
-
-class SummingTable(TokenTable):
-    """A table several of whose rows make one: for an index [B, S, H]."""
-
-    def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
-        """The sums of the rows that ids [B, S, H] point to."""
-        return Summed(super().rows_of(ids, fetched))

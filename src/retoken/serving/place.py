@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from retoken.attach.api import stack_of
 from retoken.attach.checkpoint import FIELD, is_folded
-from retoken.config import require_by_token
+from retoken.config import IndexedConfig, require_modulator
 from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.ops.triton.launch import has_triton
@@ -171,7 +171,8 @@ def place(
         budget: bytes of each tier, at or above `tables`; tiers above it get the most frequent tokens.
         path: the packed file. It is served, or read, where it exists, and written first where it does not.
         rows: float32, bfloat16, int8 or float8_e4m3; None: the file's, or the one that keeps rows as is.
-        counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`.
+        counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`. Rows of hashed
+            bigrams come after those of tokens; where there are no others, an array of how often each is read.
         prefetch: what is asked of the disk ahead: "record", all rows of a token as soon as its id is known;
             "chosen", those that a MoRT router has chosen when it has; "none", each row when it is read.
         gather: who gathers the records of a pass for a model on a GPU: "host", or "device", which reads them
@@ -206,24 +207,40 @@ def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
     """
     layout = None if asked.path is not None and asked.path.exists() else layout_of(reader, asked.rows)
     if layout is not None:
-        asked.homes(layout)  # refused before anything is written
+        _homes(seat, layout, asked)  # refused before anything is written
     packed = None if asked.path is None else _packed(reader, asked.path, asked.rows, seat.neighbours)
     layout = packed.layout if packed is not None else layout
     assert layout is not None
     stored = blocks(reader, layout) if packed is None else _stored(packed)
     check = reader if asked.verify is True else asked.check_folder()
-    return _move(seat, layout, asked.homes(layout), packed, stored, check, asked)
+    return _move(seat, layout, _homes(seat, layout, asked), packed, stored, check, asked)
 
 
 def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
     """Let a model read its rows out of a packed file, or out of memory that is filled from it."""
-    homes = asked.homes(packed.layout, packed.number_V)
+    homes = _homes(seat, packed.layout, asked, packed.number_V)
     stored, check = _stored(packed), asked.check_folder(packed.kept)
     return _move(seat, packed.layout, homes, packed, stored, check, asked)
 
 
+def _homes(seat: Seat, layout: RecordLayout, asked: Asked, number_V: Tensor | None = None) -> Homes:
+    """`Asked.homes`, of counts that say something of these rows."""
+    config, counts = seat.stack.config, asked.counts
+    by_bigram = isinstance(config, IndexedConfig) and config.index == "bigram"
+    if (
+        by_bigram
+        and counts is not None
+        and (isinstance(counts, str | Path) or len(counts) != layout.vocab_size)
+    ):
+        raise ConfigError(
+            "counts are of tokens, and rows are looked up by hashed bigrams; accepted: an array of how often "
+            f"each of the {layout.vocab_size} rows is read"
+        )
+    return asked.homes(layout, number_V)
+
+
 def _reader(model: PreTrainedModel, stack: ModulatorStack) -> TensorReader:
-    require_by_token(stack.config, "place")
+    require_modulator(stack.config, "place")
     parts = {int(layer): module.table for layer, module in stack.layers.items()}
     for layer, table in parts.items():
         if type(table) is not TokenTable:

@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from retoken.attach.absent import ROWS_FILE
 from retoken.attach.checkpoint import FIELD, is_folded, read_written
 from retoken.checkpoint.files import read_json
-from retoken.config import require_by_token
+from retoken.config import require_modulator
 from retoken.errors import CheckpointError
 from retoken.ops.quantize import STORED
 from retoken.serving.layout import RecordLayout
@@ -102,7 +102,7 @@ class FolderReader:
                 f"{folder}: its rows are packed already; accepted: the folder it was made of"
             )
         if isinstance(written, dict):
-            require_by_token(read_written(written)[1], str(folder))
+            require_modulator(read_written(written)[1], str(folder))
         found = {key: part for key, part in open_tensors(folder).items() if TABLE.fullmatch(key)}
         self.slices: dict[int, Any] = {int(key.split(".")[2]): part for key, part in found.items()}
         self.slices = dict(sorted(self.slices.items()))
