@@ -7,10 +7,10 @@
     python studies/matched/run.py train --stores STORES --work WORK --jobs 2
 
 `tune` gives every variant the same small budget: four rates of its tables, at the smaller size, on a seed of
-its own. `time` has steps of ReToken and MoRT beside the baseline's, in turns, on a machine that does nothing
-else: how much longer `longer` trains. `train` takes the best rates to both sizes and three seeds. Runs that
-tune.csv or runs.csv has are not made again; both are written after every run. summary.py makes the tables of
-README.md.
+its own. `time` has steps of ReToken, MoRT and the recipe beside the baseline's, in turns, on a machine that
+does nothing else; `longer` trains as much longer as ReToken or MoRT takes. `train` takes the best rates to
+both sizes and three seeds. Runs that tune.csv, times.csv or runs.csv has are not made again; all are written
+after every run. summary.py makes the tables of README.md.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ WIDE = {("llama-64x3", 1): "llama-96x6", ("llama-64x3", 5): "llama-192x7", ("lla
 LR, LR_WIDTH, TOKENS = 8e-3, 64, 800 * 16 * 128
 """Peak rate at that width, and over the width elsewhere (studies/scaling/rates.csv); tokens of a run."""
 NO_TABLES = ("baseline", "wide", "longer")
-TIMED = {1: "retoken", 5: "mort"}
+LONGER = {1: "retoken", 5: "mort"}
 """Whose time `longer` has, by size."""
+TIMED = (*LONGER.items(), (5, "additive_both"))
+"""Sizes and variants whose steps are timed."""
 STEPS, REPEATS = 30, 21
 """Of a turn, and turns."""
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "stored_params")
@@ -142,24 +144,29 @@ def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> Tr
 
 def times() -> Ledger:
     """How much longer a step takes than the baseline's."""
-    return Ledger(TIMES, ("preset", "size"), ("slower", "slower_low", "slower_high"))
+    return Ledger(TIMES, ("preset", "size", "variant"), ("slower", "slower_low", "slower_high"))
 
 
-def time_steps(tuned: list[Row], stores: Path, work: Path) -> None:
-    """Write times.csv: each of `TIMED` at each size."""
+def time_steps(tuned: list[Row], stores: Path, work: Path, repeats: int) -> None:
+    """Write what is missing of times.csv: each of `TIMED` at each size, in so many turns."""
     best, ledger = best_rates(tuned), times()
     for preset in SIZES:
+        keys = [{"preset": preset, "size": size, "variant": name} for size, name in TIMED]
+        missing = [key for key in keys if not ledger.has(key)]
+        if not missing:
+            continue
         plain = Trial(preset=preset, size=0, variant="baseline", rate=0.0, seed=SEEDS[0])
         configs = {"baseline": config_of(plain, stores, work)}
-        for size, name in TIMED.items():
-            trial = replace(plain, size=size, variant=name, rate=best[size, name][1])
-            configs[name] = config_of(trial, stores, work)
-        spreads = steps_over(configs, "baseline", steps=STEPS, repeats=REPEATS)
-        for size, name in TIMED.items():
-            spread = spreads[name]
+        for key in missing:
+            rate = best[key["size"], key["variant"]][1]
+            trial = replace(plain, size=key["size"], variant=key["variant"], rate=rate)
+            configs[key["variant"]] = config_of(trial, stores, work)
+        spreads = steps_over(configs, "baseline", steps=STEPS, repeats=repeats)
+        for key in missing:
+            spread = spreads[key["variant"]]
             found = {"slower": spread.median, "slower_low": spread.low, "slower_high": spread.high}
-            ledger.add({"preset": preset, "size": size, **found}, None)
-            print(preset, name, *(f"{value:.3f}" for value in found.values()), flush=True)
+            ledger.add(key | found, None)
+            print(*key.values(), *(f"{value:.3f}" for value in found.values()), flush=True)
 
 
 def slower(trial: Trial, known: list[Row]) -> float | None:
@@ -169,7 +176,7 @@ def slower(trial: Trial, known: list[Row]) -> float | None:
     found = [
         float(row["slower"])
         for row in known
-        if (row["preset"], row["size"]) == (trial.preset, str(trial.size))
+        if (row["preset"], row["size"], row["variant"]) == (trial.preset, str(trial.size), LONGER[trial.size])
     ]
     return found[0] if found else None
 
@@ -200,9 +207,10 @@ def main() -> None:
     parser.add_argument("--stores", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="turns of `time`")
     args = parser.parse_args()
     if args.what == "time":
-        return time_steps(ledger_of(TUNED).rows, args.stores, args.work)
+        return time_steps(ledger_of(TUNED).rows, args.stores, args.work, args.repeats)
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         if args.what == "tune":
             make(pool, tuning(), ledger_of(TUNED), args.stores, args.work)
