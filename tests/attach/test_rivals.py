@@ -414,6 +414,12 @@ def test_a_cache_without_ids_is_refused():
         model(IDS[:, :1], past_key_values=past)
 
 
+def test_a_paged_cache_is_refused():
+    """As `generate_batch` has it: a row of positions is of several sequences."""
+    with pytest.raises(AttachError, match="not their ids; accepted: generate"):
+        attached(BY_BIGRAM[0])(IDS, cache=object())
+
+
 def test_engram_does_not_go_on_from_a_cache():
     model = attached(RIVALS[-1])
     assert not model.config.use_cache

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import retoken
+from retoken.attach.rivals import BigramConfig
 from retoken.errors import AttachError
 from retoken.testing import VOCAB, WIDTH, assert_close, randomize, tiny_model, token_ids
 
@@ -79,6 +80,27 @@ def test_the_same_size_changes_nothing(configs):
     model.resize_token_embeddings()
     after = [m.table.weight for m in retoken.modulators(model).values()]
     assert all(a is b for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [retoken.ReTokenConfig(index="bigram"), retoken.MoRTConfig.by_token_and_bigram(2), BigramConfig()],
+    ids=["bigram", "token_bigram", "rival"],
+)
+def test_hashes_go_by_the_size_and_are_not_resized(config, tmp_path):
+    """A new token would read a hashed row, and a checkpoint of the new size would have other tables."""
+    model = _attached(config)
+    logits = model(input_ids=token_ids()).logits
+    model.resize_token_embeddings(VOCAB)
+    model.resize_token_embeddings()
+    for options in ({"new_num_tokens": NEW}, {"new_num_tokens": 50}, {"pad_to_multiple_of": 64}):
+        with pytest.raises(AttachError, match=r"vocabulary of 131 tokens, not .* accepted: resize_token_emb"):
+            model.resize_token_embeddings(**options)
+    assert model.config.vocab_size == VOCAB
+    model.save_pretrained(tmp_path)
+    assert_close(
+        "logits", logits, AutoModelForCausalLM.from_pretrained(tmp_path)(token_ids()).logits, units=64
+    )
 
 
 def test_resizing_keeps_dtype_and_freezing(configs):

@@ -94,9 +94,21 @@ class AttachedModel:
         outputs.loss = outputs.loss + balance.to(outputs.loss)
         return outputs
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        """The backbone's resize; the tables follow, and new tokens' rows modulate nothing."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)  # pyright: ignore
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, **kwargs: Any
+    ) -> Any:
+        """The backbone's resize; the tables follow, and new tokens' rows modulate nothing.
+
+        Raises:
+            AttachError: rows are looked up by hashes, which spread them by the vocabulary's size.
+        """
+        size: int = self.get_input_embeddings().weight.shape[0]  # pyright: ignore
+        wanted = new_num_tokens or size
+        wanted += -wanted % (pad_to_multiple_of or 1)
+        self.retoken.check_resize(size, wanted)  # pyright: ignore
+        embeddings = super().resize_token_embeddings(  # pyright: ignore
+            new_num_tokens, pad_to_multiple_of, **kwargs
+        )
         self.retoken.resize(embeddings.weight.shape[0])  # pyright: ignore
         return embeddings
 

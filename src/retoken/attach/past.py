@@ -5,6 +5,7 @@ They ride in the cache of keys and values, which is the caller's and knows nothi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,12 +24,23 @@ class IdsLayer(DynamicLayer):
     """
 
 
-def tokens_before(cache: Any, index: NgramIndex) -> Tokens | None:
+def tokens_before(given: Mapping[str, Any], index: NgramIndex) -> Tokens | None:
     """The last tokens of what a pass goes on from, as many as `index` looks at; None: it begins.
 
+    Args:
+        given: the pass's arguments by name.
+        index: what looks rows up.
+
     Raises:
-        AttachError: the cache has tokens whose ids are not known, or ids are not enough.
+        AttachError: the cache has tokens whose ids are not known, or ids are not enough; or it is paged, as
+            `generate_batch` has it, and the pass's positions are of several sequences.
     """
+    if given.get("cache") is not None:
+        raise AttachError(
+            "rows are looked up by n-grams, and a paged cache holds the tokens before input_ids, but "
+            "not their ids; accepted: generate"
+        )
+    cache = given.get("past_key_values")
     length = cache.get_seq_length() if cache is not None else 0
     if length == 0:
         return None

@@ -103,7 +103,7 @@ class StartForward:
                 "pass input_ids (embeddings do not tell which token they stand for)"
             )
         stack: Any = self.model.retoken
-        before = tokens_before(given.get("past_key_values"), stack.index) if stack.index else None
+        before = tokens_before(given, stack.index) if stack.index else None
         index = stack.begin(ids, _mask_of_last(mask, ids), before)
         for site in self.sites:
             site.begin(stack.layers)

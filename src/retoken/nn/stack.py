@@ -204,8 +204,20 @@ class ModulatorStack(nn.Module):
                 "use_reentrant=True; accepted: use_reentrant=False, or balance_coef=0"
             )
 
+    def check_resize(self, old: int, new: int) -> None:
+        """Look whether the tables could follow a vocabulary of `old` tokens to `new`.
+
+        Raises:
+            AttachError: rows are looked up by hashes, which spread them by the vocabulary's size.
+        """
+        if self.index is not None and new != old:
+            raise AttachError(
+                f"rows are looked up by n-grams of a vocabulary of {old} tokens, not {new}; accepted: "
+                "resize_token_embeddings before attach"
+            )
+
     def resize(self, vocab_size: int) -> None:
-        """Give every table `vocab_size` tokens; new rows are neutral. Hashed tables take any token."""
+        """Give every table `vocab_size` tokens; new rows are neutral. What is hashed stays as it is."""
         if self.index is not None:
             return
         for module in self.layers.values():
