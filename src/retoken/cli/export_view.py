@@ -41,7 +41,7 @@ def lines_of(made: Artifact, costs: list[RowCost], pruned: Pruned | None, with_t
         f"{made.out}: {folded}rows in {made.rows}, for retoken.load and from_pretrained",
         f"  backbone  {made.backbone_bytes / 1e6:,.1f} MB",
         f"  rows      {made.rows_bytes / 1e6:,.1f} MB, {made.record_bytes:,} bytes for each of "
-        f"{made.kept:,} tokens",
+        f"{made.kept:,} records",
     ]
     if not with_tokenizer:
         lines.append("  without a tokenizer: neither the model's folder nor its data has one")
