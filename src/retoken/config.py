@@ -73,6 +73,11 @@ class TableConfig(ABC):
         return True
 
     @property
+    def sums_rows(self) -> bool:
+        """Whether a position reads several rows, which are used as their sum."""
+        return False
+
+    @property
     def activation(self) -> float:
         """rho: rows used per token over rows owned (Sec. 3.4)."""
         return 1.0
