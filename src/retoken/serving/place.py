@@ -174,8 +174,8 @@ def place(
         counts: token frequencies: an array [up to V], a token store or its `token_counts.npy`. Rows of hashed
             bigrams come after those of tokens; where there are no others, an array of how often each is read.
         prefetch: what is asked of the disk ahead: "record", all rows of a token as soon as its id is known;
-            "chosen", those that a MoRT router has chosen when it has ("record" where rows are summed); "none",
-            each row when it is read.
+            "chosen", those that a MoRT router has chosen when it has, but "record" where rows are summed;
+            "none", each row when it is read.
         gather: who gathers the records of a pass for a model on a GPU: "host", or "device", which reads them
             out of host memory itself where all of them are there and the system lets it; else the host does.
         verify: recompute every fetched row and compare: True keeps the tables for it, a model folder is read.
