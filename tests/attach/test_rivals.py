@@ -399,9 +399,6 @@ def test_a_cache_that_is_cut_repeated_and_chosen_from():
     wanted = model(IDS[[1, 0, 0]], use_cache=False).logits[:, 5:7]
     found = model(IDS[[1, 0, 0], 5:7], past_key_values=past, use_cache=True).logits
     assert_close("logits", wanted, found, units=4096)
-    past.reset()
-    again = model(IDS[:, :2], past_key_values=past, use_cache=True).logits
-    assert_close("logits", model(IDS, use_cache=False).logits[:, :2], again, units=4096)
 
 
 def test_a_cache_without_ids_is_refused():

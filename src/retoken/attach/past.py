@@ -19,7 +19,7 @@ from retoken.nn.index import NgramIndex, Tokens
 class IdsLayer(DynamicLayer):
     """One more layer of a cache: ids for keys, and for values 0 at padding; [B, 1, S, 1] int64.
 
-    So what reorders, repeats, crops or resets a cache (beams, several answers to a prompt, speculation) does
+    So what reorders, repeats or crops a cache (beams, several answers to a prompt, speculation) does
     it to the ids too.
     """
 
