@@ -163,6 +163,13 @@ def test_refusals_over_processes(job):
         assert all(said in answer for answer in run_distributed(refused, 2, config.to_dict())), said
 
 
+@pytest.mark.parametrize(("optimizer", "layout"), [("row_wise", "auto"), ("adamw", "V")])
+def test_rows_by_bigrams_are_not_divided(job, optimizer, layout):
+    config = job("mort", layout, optimizer=optimizer, modulator=retoken.MoRTConfig.by_token_and_bigram(2))
+    answers = run_distributed(refused, 2, config.to_dict())
+    assert all("accepted: retoken or mort with index 'token'" in answer for answer in answers), answers
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -37,9 +37,7 @@ class Furnisher:
     def table_for(self, backbone: PreTrainedModel) -> TableFactory:
         """Makes the tables of this backbone, or this process's part of them; a collective."""
         modulator, options = self.config.attached, self.config.tables
-        if modulator is None or self.world.size == 1 or options.layout == "replicated":
-            return TokenTable
-        if options.optimizer == "adamw" and options.layout == "auto":
+        if modulator is None or self.world.size == 1 or options.dense:
             return TokenTable
         choice = self._choice(backbone, modulator)
         layout = Layout(

@@ -67,6 +67,11 @@ class TableOptions:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
+    def dense(self) -> bool:
+        """Whether every process has whole tables, with dense gradients, however many there are."""
+        return self.optimizer == "adamw" and self.layout in ("auto", "replicated")
+
+    @property
     def stored(self) -> torch.dtype:
         """Type of the stored rows."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
@@ -80,7 +85,7 @@ def check_fits(options: TableOptions, attached: ModulatorConfig | None, processe
     """
     if options.memory == "host" and processes > 1:
         raise ConfigError(f"tables.memory is 'host' with {processes} processes; accepted there: device")
-    divided = processes > 1 and options.optimizer != "adamw"
+    divided = processes > 1 and not options.dense
     if attached is not None and (options.memory == "host" or divided):
         require_by_token(attached, f"tables.memory {options.memory!r} on {processes} process(es)")
     if attached is None or isinstance(attached, MoRTConfig):

@@ -34,7 +34,7 @@ class EngramConfig(NgramConfig):
 
     type: ClassVar[str] = "engram"
     orders: ClassVar[tuple[int, ...]] = (2, 3)
-    resumes: ClassVar[bool] = False  # its convolution reads the gated values of twelve positions
+    resumes: ClassVar[bool] = False  # its convolution reads gated values up to nine positions back
 
     hashes: int = 4
     """Hashes of each order; a row is 1 / (2 * hashes) as wide as the model."""
