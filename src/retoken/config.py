@@ -69,7 +69,7 @@ class TableConfig(ABC):
 
     @property
     def by_token(self) -> bool:
-        """Whether row x of a table is token x's: what serving and sharding build on."""
+        """Whether row x of a table is token x's: what folding, pruning and inspecting build on."""
         return True
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import retoken
+from retoken.attach.rivals import BigramConfig
 from retoken.cli.main import main
 from retoken.testing import tiny_model
 
@@ -73,6 +74,14 @@ def test_a_plain_model_has_nothing_to_place(capsys, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path / "plain")
     assert "no token-indexed parameters" in _refused(capsys, tmp_path / "plain", "--tables", "host")
     assert "--additional-config" not in _dry(capsys, tmp_path / "plain")
+
+
+def test_rows_by_bigrams_are_served_and_those_of_rivals_are_not(capsys, tmp_path):
+    by_both, rival = tmp_path / "both", tmp_path / "rival"
+    retoken.attach(tiny_model("llama"), retoken.MoRTConfig.by_token_and_bigram(2)).save_pretrained(by_both)
+    retoken.attach(tiny_model("llama"), BigramConfig()).save_pretrained(rival)
+    assert "--model" in _dry(capsys, by_both)
+    assert "has type 'bigram'; accepted: retoken or mort" in _refused(capsys, rival)
 
 
 def test_packed_rows_are_opened_first(capsys, folder, tmp_path):

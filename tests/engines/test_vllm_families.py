@@ -36,6 +36,10 @@ OPTIONS = {
     "mort-block-delay": M(num_modulators=4, top_k=3, injection_delay=2, router_input="block_input"),
     "mort-one": M(num_modulators=3, top_k=1),
     "mort-l2-some": M(norm="l2", layers=[1]),
+    "retoken-bigram": R(index="bigram", index_size=2),
+    "retoken-both": R(index="token_bigram"),
+    "mort-bigram-delay": M(num_modulators=4, top_k=2, index="bigram", injection_delay=1),
+    "mort-both": M(num_modulators=3, top_k=2, index="token_bigram", router_input="block_input"),
 }
 
 
@@ -82,7 +86,7 @@ def test_folded(config, tmp_path):
     _check(save(tmp_path / "model", config, fold=True))
 
 
-@pytest.mark.parametrize("kind", ["retoken", "mort-block-delay"])
+@pytest.mark.parametrize("kind", ["retoken", "mort-block-delay", "mort-both"])
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_compiled(family, kind, tmp_path):
     config = OPTIONS.get(kind, R())

@@ -71,6 +71,14 @@ def test_without_patching_it_would_not_be(monkeypatch):
     assert train(resident, False) != train(host, True)
 
 
+def test_rows_by_bigrams_are_copied_ahead_by_the_ids_of_their_tokens():
+    _, host = models(retoken.MoRTConfig.by_token_and_bigram(2))
+    stack, ids = host.retoken, token_ids()
+    stack.prefetch(ids)
+    ahead = stack.source._ahead
+    assert stack.fetch(stack.begin(ids, None)).arrived(0).positions is ahead.positions
+
+
 def test_rows_that_are_settled_when_read_are_not_copied_ahead():
     _, host = models(retoken.ReTokenConfig())
     told = []

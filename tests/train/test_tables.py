@@ -120,10 +120,12 @@ def test_layouts_sum_alike(job):
 
 
 def test_rows_ahead_from_host_memory_change_nothing(job):
-    for kind in ("retoken", "mort"):
-        for options in ({}, {"micro_batch_size": 2}, {"table_weight_decay": 0.0}):
-            resident, host = (job(kind, **options), job(kind, tables={"memory": "host"}, **options))
-            assert curve(resident) == curve(host)
+    both = ({}, {"micro_batch_size": 2}, {"table_weight_decay": 0.0})
+    cases = [(kind, options) for kind in ("retoken", "mort") for options in both]
+    cases.append(("mort", {"modulator": retoken.MoRTConfig.by_token_and_bigram(2)} | both[2]))
+    for kind, options in cases:
+        resident, host = (job(kind, **options), job(kind, tables={"memory": "host"}, **options))
+        assert curve(resident) == curve(host)
 
 
 def test_the_choice_is_the_one_of_fewest_bytes(job):
@@ -163,11 +165,30 @@ def test_refusals_over_processes(job):
         assert all(said in answer for answer in run_distributed(refused, 2, config.to_dict())), said
 
 
-@pytest.mark.parametrize(("optimizer", "layout"), [("row_wise", "auto"), ("adamw", "V")])
-def test_rows_by_bigrams_are_not_divided(job, optimizer, layout):
-    config = job("mort", layout, optimizer=optimizer, modulator=retoken.MoRTConfig.by_token_and_bigram(2))
-    answers = run_distributed(refused, 2, config.to_dict())
-    assert all("accepted: retoken or mort with index 'token'" in answer for answer in answers), answers
+@pytest.mark.parametrize("optimizer", ["row_wise", "adamw"])
+def test_rows_by_bigrams_are_divided_too(job, optimizer):
+    both = {"index": "token_bigram", "index_size": 1.5}
+    cases = [
+        ("retoken", "V", "early", retoken.ReTokenConfig(**both)),
+        ("mort", "auto", "auto", retoken.MoRTConfig.by_token_and_bigram(2)),
+        *(
+            ("mort", layout, exchange, retoken.MoRTConfig(balance_coef=0.1, **both))
+            for layout, exchange in (("V", "early"), ("E", "routed"), ("VxE", "mixed"))
+        ),
+    ]
+    jobs = [job(*case[:3], optimizer, modulator=case[3]) for case in cases]
+    wanted = {}
+    for kind, *_, modulator in cases:
+        if modulator not in wanted:
+            wanted[modulator] = curve(job(kind, optimizer=optimizer, modulator=modulator))
+    for found in run_distributed(curves, 4, [config.to_dict() for config in jobs], timeout=500):
+        for case, ours in zip(cases, found, strict=True):
+            assert ours == pytest.approx(wanted[case[3]], rel=TOLERANCE), case
+
+
+def test_rows_of_rivals_are_not_divided(job):
+    answers = run_distributed(refused, 2, job("bigram").to_dict())
+    assert all("accepted: retoken or mort" in answer for answer in answers), answers
 
 
 @pytest.mark.parametrize(

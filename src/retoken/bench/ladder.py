@@ -130,7 +130,7 @@ class Ladder(Cases):
         config = loop.model.config.get_text_config()
         tables = Tables.of(
             stack.config,
-            vocab_size=source.layout.vocab_size,
+            vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_layers=config.num_hidden_layers,
         )

@@ -14,7 +14,7 @@ from typing import Any
 from retoken.attach.absent import ROWS_FILE
 from retoken.attach.checkpoint import FIELD, read_written
 from retoken.checkpoint.files import read_json
-from retoken.config import require_by_token
+from retoken.config import require_modulator
 from retoken.engines.vllm.options import asked_of
 from retoken.errors import ConfigError
 from retoken.serving.load import open_rows, rows_file_of
@@ -88,7 +88,7 @@ def check_folder(folder: Path, placement: Mapping[str, Any]) -> None:
             raise ConfigError(f"{folder} has no token-indexed parameters; accepted for it: no placement")
         return
     _, modulator = read_written(written)
-    require_by_token(modulator, str(folder))
+    require_modulator(modulator, str(folder))
     packed = ROWS_FILE in written
     asked = asked_of(placement, packed)
     if packed:

@@ -45,6 +45,11 @@ class NgramIndex:
         self.heads, self.resumes = heads, resumes
 
     @property
+    def rows_per_position(self) -> int:
+        """H."""
+        return len(self.heads)
+
+    @property
     def reach(self) -> int:
         """How many tokens before its own a position looks at."""
         return max(head.order for head in self.heads) - 1
@@ -69,6 +74,11 @@ class NgramIndex:
 
 class TokenAndNgrams(NgramIndex):
     """[B, S] -> [B, S, 1 + H]: the token's own row, then those of the hashes."""
+
+    @property
+    def rows_per_position(self) -> int:
+        """1 + H."""
+        return 1 + len(self.heads)
 
     def __call__(self, ids: Tensor, mask: Tensor | None, before: Tokens | None = None) -> Tensor:
         """As its base."""

@@ -50,4 +50,4 @@ class Modulator(nn.Module):
     def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
         """The rows of ids [...], wherever they are; of ids [..., H] the sums, where rows are summed."""
         rows = self.table.rows_of(ids, fetched)
-        return Summed(rows, ids.shape[-1]) if self.sums_rows else rows
+        return Summed(rows, ids.shape) if self.sums_rows else rows

@@ -106,6 +106,11 @@ class ModulatorStack(nn.Module):
             self._check_ids(ids)
         return ids
 
+    def prefetch(self, ids: Tensor) -> None:
+        """Let the source of rows know the token ids [B, S] of the pass after this one, a text's beginning."""
+        if self.source is not None:
+            self.source.prefetch(ids if self.index is None else self.index(ids, None))
+
     def fetch(self, ids: Tensor) -> Fetch | None:
         """The rows of a pass that reads those of `ids`; None where each layer looks them up in its table."""
         return None if self.source is None else self.source.fetch(ids)
@@ -122,7 +127,7 @@ class ModulatorStack(nn.Module):
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
             return {}
-        if ids.dim() > 2:  # several rows a position, and no kernel sums them
+        if isinstance(self.config, IndexedConfig) and self.config.sums_rows:  # no kernel does
             return {}
         placed = isinstance(fetch, NearFetch)
         if fetch is not None and not placed:

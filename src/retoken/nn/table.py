@@ -136,20 +136,20 @@ class TokenTable(nn.Module):
 
 
 class Summed(NamedTuple):
-    """Several rows a position, [B, S, H] of them, that are used as their sum."""
+    """Several rows a position, [..., H] of them, that are used as their sum."""
 
     rows: Fetched
-    heads: int
-    """H."""
+    shape: torch.Size
+    """[..., H]."""
 
     def lookup(self) -> Tensor:
-        """Their sums, [B, S, D], or [B, S, E, D]."""
-        return self.rows.lookup().sum(2)
+        """Their sums, [..., D], or [..., E, D]."""
+        return self.rows.lookup().sum(len(self.shape) - 1)
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The sum over H of what each gives, [B, S, D] float32: Eq. 4 is linear in rows. Both [B, S, K]."""
-        each = weights.unsqueeze(-2).expand(*weights.shape[:-1], self.heads, weights.shape[-1])
-        return self.rows.mix(chosen.unsqueeze(-2), each).sum(-2)
+        """The sum over H of what each gives, [..., D] float32: Eq. 4 is linear in rows. Both [..., K]."""
+        each = (x.unsqueeze(-2).expand(*self.shape, x.shape[-1]) for x in (chosen, weights))
+        return self.rows.mix(*each).sum(-2)
 
     def near(self) -> None:
         """No kernel sums rows."""

@@ -1,4 +1,4 @@
-"""Distinct ids of real batches of a prepared corpus, beside those of independent draws of its tokens."""
+"""What a prepared corpus says: how often rows are read, and how many distinct ones real batches hold."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retoken.data.tokens import TokenStore, WindowReader
+from retoken.data.tokens import TokenStore, WindowReader, eval_windows
+from retoken.nn.index import NgramIndex
 from retoken.plan.frequency import Frequencies
 
 
@@ -40,6 +41,27 @@ def of_store(store: TokenStore, vocab_size: int | None = None) -> Frequencies:
     """
     counts = store.token_counts("train").numpy()
     return Frequencies.of_counts(counts, vocab_size, str(store.folder))
+
+
+def of_lookups(
+    store: TokenStore, index: NgramIndex, rows: int, context_length: int, tokens: int = 1 << 22
+) -> Frequencies:
+    """Of the rows that positions of a store's training split read, where rows are looked up by n-grams.
+
+    Args:
+        store: the corpus.
+        index: what looks them up.
+        rows: of a table.
+        context_length: tokens of a sequence.
+        tokens: how many are looked at, spread evenly over the split.
+
+    Raises:
+        DataError: the split is shorter than one sequence.
+    """
+    counts = np.zeros(rows)
+    for ids in eval_windows(store.split("train"), context_length, tokens, batch_size=64):
+        counts += np.bincount(index(ids, None).numpy().ravel(), minlength=rows)
+    return Frequencies.of_counts(counts, rows, str(store.folder))
 
 
 def measure(

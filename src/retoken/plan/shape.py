@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from retoken.config import ModulatorConfig, MoRTConfig, require_by_token
+from retoken.config import ModulatorConfig, MoRTConfig, require_modulator
 from retoken.errors import ConfigError
 
 Layout = Literal["V", "E", "VxE"]
@@ -29,7 +29,7 @@ class Tables:
     """The token-indexed rows of a model."""
 
     vocab_size: int
-    """V: token ids that own rows."""
+    """V: token ids, or hashes of them, that own rows."""
     width: int
     """D."""
     layers: int
@@ -58,12 +58,12 @@ class Tables:
         """The tables that `modulator` attaches to a backbone of that size.
 
         Raises:
-            ConfigError: its layers are not in the backbone.
+            ConfigError: its layers are not in the backbone, or it is no modulator of the paper's.
         """
-        require_by_token(modulator, "dividing tables")
+        require_modulator(modulator, "dividing tables")
         routed = isinstance(modulator, MoRTConfig)
         return cls(
-            vocab_size=vocab_size,
+            vocab_size=modulator.table_rows(vocab_size),
             width=hidden_size,
             layers=len(modulator.table_layers(num_layers)),
             modulators=modulator.rows_per_token,

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from retoken.config import ModulatorConfig, MoRTConfig
 from retoken.data.tokens import TokenStore
-from retoken.nn import TableFactory, TokenTable
+from retoken.nn import NgramIndex, TableFactory, TokenTable, index_for
 from retoken.parallel import Layout, ShardedRows, TableMesh, open_mesh, shard_tables, sharded
 from retoken.plan import Batch, Choice, Frequencies, Tables, choose
+from retoken.plan.measured import of_lookups
 from retoken.rows import HostRows, LocalRows, train_by_rows, train_from_host
 from retoken.train.config import TrainConfig
 from retoken.train.tables import check_fits, store_as
@@ -41,7 +42,7 @@ class Furnisher:
             return TokenTable
         choice = self._choice(backbone, modulator)
         layout = Layout(
-            vocab_size=_vocab_size(backbone),
+            vocab_size=modulator.table_rows(_vocab_size(backbone)),
             per_token=modulator.rows_per_token,
             vocab_shards=choice.grid.vocab_shards,
             modulator_shards=choice.grid.modulator_shards,
@@ -82,22 +83,28 @@ class Furnisher:
             num_layers=text.num_hidden_layers,
             row_bytes=torch.finfo(config.tables.stored).bits // 8,
         )
+        index = index_for(modulator, _vocab_size(backbone))
         batch = Batch(
             sequences=config.batch_size,
-            context_length=config.context_length,
+            context_length=config.context_length * (index.rows_per_position if index else 1),
             ranks=self.world.size,
             micro_sequences=min(config.micro_batch_size, share),
         )
         return choose(
             tables,
             batch,
-            Frequencies.of_counts(self.store.token_counts().numpy(), tables.vocab_size),
+            self._frequencies(index, tables.vocab_size),
             emp=config.tables.ranks,
             layout=config.tables.layout,
             option=config.tables.exchange,
             forwards=2 if balances and batch.micro_batches > 1 else 1,
             recomputed=config.activation_checkpointing,
         )
+
+    def _frequencies(self, index: NgramIndex | None, rows: int) -> Frequencies:
+        if index is None:
+            return Frequencies.of_counts(self.store.token_counts().numpy(), rows)
+        return of_lookups(self.store, index, rows, self.config.context_length)
 
 
 def _vocab_size(backbone: PreTrainedModel) -> int:

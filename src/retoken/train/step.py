@@ -106,7 +106,7 @@ class Stepper:
                 )
             means = self._world.size * (1 if self._by_pass else parts)
             if self._ahead is not None and after is not None:
-                self._ahead.prefetch(after[:, :-1])
+                self._model.retoken.prefetch(after[:, :-1])  # pyright: ignore
             balance = self._balance(means > 1)
             self._share_of(outputs.loss, balance, parts, means).backward()
         return self._language_loss(outputs, balance)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from retoken.config import ModulatorConfig, MoRTConfig, require_by_token
+from retoken.config import ModulatorConfig, MoRTConfig, require_modulator
 from retoken.errors import ConfigError
 
 TableOptimizer = Literal["row_wise", "row_adamw", "adamw"]
@@ -87,7 +87,7 @@ def check_fits(options: TableOptions, attached: ModulatorConfig | None, processe
         raise ConfigError(f"tables.memory is 'host' with {processes} processes; accepted there: device")
     divided = processes > 1 and not options.dense
     if attached is not None and (options.memory == "host" or divided):
-        require_by_token(attached, f"tables.memory {options.memory!r} on {processes} process(es)")
+        require_modulator(attached, f"tables.memory {options.memory!r} on {processes} process(es)")
     if attached is None or isinstance(attached, MoRTConfig):
         return
     for name, accepted in (("layout", ("auto", "V", "replicated")), ("exchange", ("auto", "early"))):

@@ -15,8 +15,9 @@ from vllm.logger import init_logger
 from vllm.model_executor.models.registry import ModelRegistry
 
 from retoken.engines.vllm import answer_searches
+from retoken.engines.vllm.earlier import EarlierTokens
 from retoken.engines.vllm.options import read_options
-from retoken.engines.vllm.passes import begin
+from retoken.engines.vllm.passes import begin, ids_of
 from retoken.engines.vllm.sites import install, layers_of
 from retoken.engines.vllm.tables import build_stack, plan_of, put_rows
 from retoken.engines.vllm.weights import Incoming
@@ -47,6 +48,8 @@ class ServedModel:
         layers = layers_of(self, config.num_hidden_layers)  # pyright: ignore
         install(layers, plan.family, plan.modulator)
         self.retoken = build_stack(plan, config, vllm_config.model_config.dtype, len(layers))
+        index = self.retoken.index
+        self.retoken_earlier = None if index is None else EarlierTokens(index, vllm_config)
         modules = {int(layer): module for layer, module in self.retoken.layers.items()}
         self.retoken_serving = (vllm_config, plan, modules)
         self.retoken_device = torch.get_default_device()  # while vLLM reloads, parameters are on none
@@ -57,8 +60,10 @@ class ServedModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A pass. What is attached to it is not compiled: it begins before vLLM's compiled part."""
         vllm_config, _, modules = self.retoken_serving
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        started = begin(self.retoken, modules, vllm_config.model_config.hf_config.vocab_size, ids)
+        given = kwargs.get("input_ids", args[0] if args else None)
+        ids = ids_of(given, vllm_config.model_config.hf_config.vocab_size)
+        earlier = self.retoken_earlier
+        started = begin(self.retoken, modules, ids if earlier is None else earlier.rows_of(ids))
         output = super().__call__(*args, **kwargs)  # pyright: ignore
         started.finish()
         return output

@@ -19,20 +19,18 @@ _NAME = "retoken"
 class Pass:
     """What the layers of one pass share. It lives as long as vLLM's forward context."""
 
-    def __init__(self, stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: Tensor) -> None:
+    def __init__(self, stack: ModulatorStack, modules: dict[int, nn.Module], index: Tensor) -> None:
         """Asks for the rows of all layers at once.
 
         Args:
             stack: all modulators.
             modules: {layer: its modulator}.
-            rows: how many ids have rows.
-            ids: [T] token ids. The engine pads a pass with whatever ids are left from an earlier one and
-                drops what comes out there: such an id must not lead out of a table.
+            index: [T], or [T, H] where several are summed: the rows that positions read.
         """
         self.modules = modules
-        self.ids = ids.reshape(-1).to(torch.int64).clamp(0, rows - 1)
-        self.fetch = stack.fetch(self.ids)
-        self.ready = stack.ready(self.ids, self.fetch)
+        self.index = index
+        self.fetch = stack.fetch(index)
+        self.ready = stack.ready(index, self.fetch)
         self.landings: dict[int, Landing] = {}
         self.seen = 0
         """How many layers have had their rows."""
@@ -72,33 +70,41 @@ class Pass:
                 return ready(flat)
             except fused.Unserved:
                 pass  # by the module, which serves all types
-        return self.modules[layer](flat, self.ids, self._fetched(layer))
+        return self.modules[layer](flat, self.index, self._fetched(layer))
 
     def _fetched(self, layer: int) -> Any:
         return None if self.fetch is None else self.fetch.arrived(layer)
 
     def _flat(self, states: Tensor) -> Tensor:
         flat = states.reshape(-1, states.shape[-1])
-        if len(flat) != len(self.ids):
+        if len(flat) != len(self.index):
             raise AttachError(
-                f"states of {len(flat)} positions in a pass over {len(self.ids)} token ids; accepted: one id "
-                "a position (no sequence parallelism within layers)"
+                f"states of {len(flat)} positions in a pass over {len(self.index)} token ids; accepted: one "
+                "id a position (no sequence parallelism within layers)"
             )
         return flat
 
 
-def begin(stack: ModulatorStack, modules: dict[int, nn.Module], rows: int, ids: Any) -> Pass:
-    """A pass over token ids [T] starts.
+def ids_of(given: Any, vocab_size: int) -> Tensor:
+    """The token ids [T] of a pass, from what the engine's model is given.
+
+    The engine pads a pass with whatever ids are left from an earlier one and drops what comes out there: such
+    an id must not lead out of a table.
 
     Raises:
         AttachError: there are none: the engine was given embeddings.
     """
-    if ids is None:
+    if given is None:
         raise AttachError(
             "token-indexed parameters need token ids, and this pass has embeddings only; accepted: prompts "
             "of text or of token ids"
         )
-    started = get_forward_context().additional_kwargs[_NAME] = Pass(stack, modules, rows, ids)
+    return given.reshape(-1).to(torch.int64).clamp(0, vocab_size - 1)
+
+
+def begin(stack: ModulatorStack, modules: dict[int, nn.Module], index: Tensor) -> Pass:
+    """A pass starts whose positions read the rows `index`, [T] or [T, H]."""
+    started = get_forward_context().additional_kwargs[_NAME] = Pass(stack, modules, index)
     return started
 
 

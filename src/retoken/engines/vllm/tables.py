@@ -12,11 +12,11 @@ from transformers import PreTrainedConfig
 from retoken.attach.absent import ROWS_FILE, AbsentTable
 from retoken.attach.checkpoint import FIELD, is_folded, read_field
 from retoken.attach.families import Family
-from retoken.config import ModulatorConfig, require_by_token
+from retoken.config import ModulatorConfig, require_modulator
 from retoken.engines.vllm.options import asked_of
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.nn.folded import build_folded
-from retoken.nn.stack import build_modulator
+from retoken.nn.stack import build_modulator, index_for
 from retoken.serving.load import check_shapes, field_of, packed_rows, serve_packed
 from retoken.serving.neighbours import ALONE, Neighbours, Ranks
 from retoken.serving.place import Asked, Placement, Seat, house
@@ -58,7 +58,7 @@ def plan_of(config: PreTrainedConfig, options: dict[str, Any]) -> Plan:
         ConfigError: options that are none.
     """
     family, modulator = read_field(config)
-    require_by_token(modulator, "vLLM")
+    require_modulator(modulator, "vLLM")
     written = getattr(config, FIELD)
     asked = asked_of(options, ROWS_FILE in written)
     plan = Plan(family, modulator, written, asked)
@@ -77,7 +77,8 @@ def build_stack(plan: Plan, config: PreTrainedConfig, dtype: torch.dtype, depth:
             return build_folded(plan.modulator, *sizes, device, dtype, table)
         return build_modulator(plan.modulator, *sizes, depth, device, dtype, table)
 
-    stack = ModulatorStack(plan.modulator, {i: build() for i in plan.modulator.table_layers(depth)})
+    modulators = {i: build() for i in plan.modulator.table_layers(depth)}
+    stack = ModulatorStack(plan.modulator, modulators, index_for(plan.modulator, config.vocab_size))
     return stack.requires_grad_(False).eval()
 
 
