@@ -100,6 +100,26 @@ def test_mix(count, width, kind, dtype, experts, top_k):
     assert_close("mixture", (m.double() + e).to(dtype), plain, floor=1.0)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("heads", "experts", "top_k"), [(2, 1, 1), (2, 5, 3), (3, 2, 2)])
+def test_mix_sums_a_positions_records(kind, width, heads, experts, top_k):
+    count = 90
+    ids, m, s = _ids(count * heads), _guarded(_draw(count, width)), _guarded(_draw(width, seed=1))
+    near, rows = _stored(_draw(V, experts, width, seed=2), kind, ids)
+    routed = fused.Route(_draw(experts, width, seed=4), top_k)(_guarded(_draw(count, width, seed=3)))
+    G, w = routed.routing.chosen_TK, routed.routing.weights_TK.double()
+    e = sum(naive.mort_mix(rows.double(), each, G, w) for each in ids.view(count, heads).T)
+    gain = norm_gain("rms", width) / math.sqrt(2 * DEPTH)
+    out = fused.Mix(near._replace(heads=heads), s, gain, EPS)(m, routed)
+    r = naive.mort_residual(e, s.double(), DEPTH, "rms", EPS)
+    assert_close("sum", (m.double() + r).float(), out, floor=1.0)
+    wrong = ids.clone()
+    wrong[7 * heads + heads - 1] = V
+    with pytest.raises(IndexError, match="position 7 has no row"):
+        fused.Mix(near._replace(heads=heads, slots=wrong), s, gain, EPS)(m, routed)
+
+
 def test_every_float8_is_read_as_torch_reads_it():
     wide = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
     near = fused.Near(wide.data_ptr(), 256, 1, torch.zeros(1, dtype=torch.int64), 3, 256, 0, wide)

@@ -3,7 +3,7 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
 from __future__ import annotations
 
-from retoken.ops.row_update.kernel import compiled
+from retoken.ops.compiled import compiled
 from retoken.ops.row_update.lanes import LANES, ask_for, load, store
 
 

@@ -65,11 +65,20 @@ class NgramIndex:
         if before is not None:
             here = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
             ids, mask = torch.cat([before.ids, ids], 1), torch.cat([before.mask, here], 1)
+        if _is_full(mask):
+            mask = None
         found = [
             ngram_hash(ids, mask, head.order, head.salt)[:, seen:].remainder(head.rows) + head.start
             for head in self.heads
         ]
         return found[0] if len(found) == 1 else torch.stack(found, -1)
+
+
+def _is_full(mask: Tensor | None) -> bool:
+    """Whether a mask leaves nothing out; not looked for where that would stall a device or a compiler."""
+    if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return type(mask) is Tensor and bool(mask.all())
 
 
 class TokenAndNgrams(NgramIndex):

@@ -78,7 +78,7 @@ class Choice:
         """The residual to be, and the choice, for hidden states [B, S, D]."""
         routed = self.route(hidden)
         if (ask := self.mix.near.ask) is not None:
-            ask(routed.routing.chosen_TK)
+            ask(self.mix.near, routed.routing.chosen_TK)
         return Mixture(self.mix, routed), routed.routing
 
 

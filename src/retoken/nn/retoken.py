@@ -30,7 +30,9 @@ class ReToken(Modulator):
     def ready(self, rows: Fetched, room: fused.Room) -> fused.Gate | None:
         """The gate of these rows, all but the increment put together; None: no kernel can read them."""
         near = self.kernels.near(rows, self.scale)
-        return near and fused.Gate(near, self.scale, self.gain, self.eps, room)
+        if near is None or near.heads > 1:
+            return None
+        return fused.Gate(near, self.scale, self.gain, self.eps, room)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""

@@ -15,7 +15,7 @@ from retoken.nn.index import Head, NgramIndex, TokenAndNgrams, Tokens
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
 from retoken.nn.retoken import ReToken
-from retoken.nn.table import Fetched, TableFactory, TokenTable
+from retoken.nn.table import Fetched, Summed, TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, fused, router_load
 
 SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
@@ -119,7 +119,7 @@ class ModulatorStack(nn.Module):
         """What modulators do in a pass that reads the rows of ids [B, S], all but its states put together.
 
         Args:
-            ids: on the host.
+            ids: on the host; [B, S, H] where a position's rows are summed.
             fetch: what `fetch` gave for them.
 
         Returns:
@@ -127,18 +127,20 @@ class ModulatorStack(nn.Module):
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
             return {}
-        if isinstance(self.config, IndexedConfig) and self.config.sums_rows:  # no kernel does
-            return {}
         placed = isinstance(fetch, NearFetch)
         if fetch is not None and not placed:
             return {}
         bare: dict[int, Any] = {int(name): m for name, m in self.layers.items() if _is_bare(m)}
         if not bare:
             return {}
-        room, found = fused.Room(ids.shape, len(bare), next(iter(bare.values())).table.width), {}
+        sums = self.index is not None and self.index.rows_per_position > 1
+        positions = ids.shape[:-1] if sums else ids.shape
+        room, found = fused.Room(positions, len(bare), next(iter(bare.values())).table.width), {}
         for layer, module in bare.items():
             rows = fetch.at_hand(layer) if placed else _resident(module.table, ids)
-            if rows is not None and (ready := module.ready(rows, room)) is not None:
+            if rows is None:
+                continue
+            if (ready := module.ready(Summed(rows, ids.shape) if sums else rows, room)) is not None:
                 found[layer] = ready
         return found
 

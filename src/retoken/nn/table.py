@@ -151,8 +151,10 @@ class Summed(NamedTuple):
         each = (x.unsqueeze(-2).expand(*self.shape, x.shape[-1]) for x in (chosen, weights))
         return self.rows.mix(*each).sum(-2)
 
-    def near(self) -> None:
-        """No kernel sums rows."""
+    def near(self) -> Near | None:
+        """Where they lie, all of a position's."""
+        near = self.rows.near()
+        return near and near._replace(heads=self.shape[-1])
 
     def resident(self) -> None:
         """There is only `lookup`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,14 +24,14 @@ def ngram_hash(ids: Tensor, mask: Tensor | None, order: int, salt: int = 0) -> T
         order: n.
         salt: another number from 0 to 2**31 - 1, another hash.
     """
-    present = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device).bool()
-    token = (ids.long() + 1) * present
-    hashed = torch.full_like(token, salt)
+    token, hashed = ids.long() + 1, salt
+    present = None if mask is None else mask.to(ids.device).bool()
     for back in range(order):
         if back:
             token = F.pad(token, (1, 0))[:, :-1]
-            present = F.pad(present, (1, 0))[:, :-1] & present
+        if present is not None:
+            present = F.pad(present, (1, 0))[:, :-1] & present if back else present
             token = token * present
-        product = (hashed ^ token) * MULTIPLIER
+        product = (token ^ hashed) * MULTIPLIER
         hashed = (product >> BITS) ^ (product & MASK)
-    return hashed
+    return hashed  # pyright: ignore

@@ -109,21 +109,15 @@ class Shelf:
         """A layer's rows."""
         start, scales = self._parts[layer]
         where = (self.base + start, self.stride, self.limit, wanted.slots)
-        near = Near(*where, self.kind, self.row_bytes, scales, self._tiers)
-        return near._replace(ask=_AskChosen(near)) if self._chosen else near
+        ask = _ask_chosen if self._chosen else None
+        return Near(*where, self.kind, self.row_bytes, scales, self._tiers, ask)
 
 
-class _AskChosen:
-    """Asks for the chosen rows of one layer."""
-
-    def __init__(self, near: Near) -> None:
-        self.near = near
-
-    def __call__(self, chosen: Tensor) -> None:
-        near = self.near
-        where = (near.base, near.slots.data_ptr(), near.stride, near.row_bytes)
-        size = (chosen.data_ptr(), chosen.shape[-1], mmap.PAGESIZE)
-        kernels().ask_chosen(*where, *size, 0, near.slots.numel())
+def _ask_chosen(near: Near, chosen: Tensor) -> None:
+    """Ask for the rows of one layer that were chosen, [..., K]."""
+    where = (near.base, near.slots.data_ptr(), near.heads, near.stride, near.row_bytes)
+    size = (chosen.data_ptr(), chosen.shape[-1], mmap.PAGESIZE)
+    kernels().ask_chosen(*where, *size, 0, near.positions)
 
 
 def _address(tier: Tier) -> int:

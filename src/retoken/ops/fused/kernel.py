@@ -1,7 +1,8 @@
 """What the layers do with a token's rows, compiled for a CPU: each row is read from memory once.
 
 Row e of position t starts at base + slots[t] * stride + e * row_bytes, its float32 scale, where the type has
-one, at base + slots[t] * stride + scales + 4 * e. Arithmetic is float32. Kernels start no threads.
+one, at base + slots[t] * stride + scales + 4 * e. A mixture may be summed over several records a position:
+slots are [T, H] then. Arithmetic is float32. Kernels start no threads.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false, reportGeneralTypeIssues=false
@@ -11,6 +12,7 @@ import math
 
 import numpy as np
 
+from retoken.ops.compiled import compiled
 from retoken.ops.fused.memory import (
     ask_line,
     read_bfloat16,
@@ -27,12 +29,13 @@ from retoken.ops.fused.memory import (
     write_index,
     write_number,
 )
-from retoken.ops.row_update.kernel import compiled
 from retoken.ops.row_update.lanes import LANES, counted_from, lanes_of, sum_of, sum_of_words
 
 F32, U32 = np.float32, np.uint32
 FLOAT32, BFLOAT16, INT8, FLOAT8 = 0, 1, 2, 3
 """Types of numbers, as the kernels are told."""
+HEADS = 88
+"""Where a block has H, behind what `_of_block` reads."""
 
 
 @compiled
@@ -132,25 +135,25 @@ def _gate(kind, row, own, factor, x_kind, x, y, scale, s_kind, c, n):
 
 @compiled
 def mix(block, chosen, weights, top_k, increment, x_kind, out, mixed, start, stop):
-    """Increments [T, D] plus `ops.residual` of `ops.mix_rows` (Eq. 4-6).
+    """Increments [T, D] plus `ops.residual` of `ops.mix_rows` (Eq. 4-6), summed over a position's H records.
 
     No scale (0): the mixture itself is added. `mixed` is room for one mixture, [D] float32. While a row is
     worked on, the next position's is on its way. Returns the first position without rows, or -1.
     """
     base, slots, stride, limit, kind, scales, row_bytes, width, scale, s_kind, gain, eps = _of_block(block)
-    full, size = width // LANES * LANES, width * _size(x_kind)
+    full, size, heads = width // LANES * LANES, width * _size(x_kind), read_index(block + HEADS)
+    count = heads * top_k
     for t in range(start, stop):
-        slot, later = read_index(slots + 8 * t), min(t + 1, stop - 1)
-        if slot < 0 or slot >= limit:
+        own, later = slots + 8 * t * heads, min(t + 1, stop - 1)
+        if _lacks_a_record(own, heads, limit):
             return t
-        record, ahead = base + slot * stride, base + read_index(slots + 8 * later) * stride
-        picks, follows = chosen + 8 * t * top_k, chosen + 8 * later * top_k
-        shares = weights + 4 * t * top_k
-        for k in range(0, top_k, 3):
-            rest = (kind, record, ahead, scales, row_bytes, picks, follows, shares, k, width, mixed)
-            if top_k - k >= 3:
+        records = (base, stride, own, slots + 8 * later * heads, scales, row_bytes)
+        choice = (chosen + 8 * t * top_k, chosen + 8 * later * top_k, weights + 4 * t * top_k, top_k)
+        for k in range(0, count, 3):
+            rest = (kind, records, choice, k, width, mixed)
+            if count - k >= 3:
                 _three(*rest)
-            elif top_k - k == 2:
+            elif count - k == 2:
                 _two(*rest)
             else:
                 _one(*rest)
@@ -166,19 +169,32 @@ def mix(block, chosen, weights, top_k, increment, x_kind, out, mixed, start, sto
 
 
 @compiled
-def _row(record, ahead, scales, row_bytes, picks, follows, shares, k):
-    """The k-th chosen row: its address, that of the next position's, its scale and its weight."""
-    e = read_index(picks + 8 * k)
-    later = ahead + read_index(follows + 8 * k) * row_bytes
+def _lacks_a_record(slots, heads, limit):
+    for h in range(heads):
+        slot = read_index(slots + 8 * h)
+        if slot < 0 or slot >= limit:
+            return True
+    return False
+
+
+@compiled
+def _row(records, choice, k):
+    """The k-th of H * K rows: its address, that of the next position's, its scale and its weight."""
+    base, stride, own, next_ones, scales, row_bytes = records
+    picks, follows, shares, top_k = choice
+    h = k // top_k if k >= top_k else 0
+    k -= h * top_k
+    record, e = base + read_index(own + 8 * h) * stride, read_index(picks + 8 * k)
+    later = base + read_index(next_ones + 8 * h) * stride + read_index(follows + 8 * k) * row_bytes
     return record + e * row_bytes, later, _scale_of(record, scales, e), read_number(shares + 4 * k)
 
 
 @compiled
-def _three(kind, record, ahead, scales, row_bytes, picks, follows, shares, k, width, mixed):
+def _three(kind, records, choice, k, width, mixed):
     """Add three chosen rows to the mixture, side by side: that keeps memory busier than one by one."""
-    a = _row(record, ahead, scales, row_bytes, picks, follows, shares, k)
-    b = _row(record, ahead, scales, row_bytes, picks, follows, shares, k + 1)
-    d = _row(record, ahead, scales, row_bytes, picks, follows, shares, k + 2)
+    a = _row(records, choice, k)
+    b = _row(records, choice, k + 1)
+    d = _row(records, choice, k + 2)
     full = width // LANES * LANES
     for c in range(0, full, LANES):
         u = _part(kind, b, c, LANES, _part(kind, a, c, LANES, _so_far(mixed, k, c, LANES)))
@@ -190,10 +206,10 @@ def _three(kind, record, ahead, scales, row_bytes, picks, follows, shares, k, wi
 
 
 @compiled
-def _two(kind, record, ahead, scales, row_bytes, picks, follows, shares, k, width, mixed):
+def _two(kind, records, choice, k, width, mixed):
     """Add two chosen rows to the mixture."""
-    a = _row(record, ahead, scales, row_bytes, picks, follows, shares, k)
-    b = _row(record, ahead, scales, row_bytes, picks, follows, shares, k + 1)
+    a = _row(records, choice, k)
+    b = _row(records, choice, k + 1)
     full = width // LANES * LANES
     for c in range(0, full, LANES):
         u = _part(kind, a, c, LANES, _so_far(mixed, k, c, LANES))
@@ -205,9 +221,9 @@ def _two(kind, record, ahead, scales, row_bytes, picks, follows, shares, k, widt
 
 
 @compiled
-def _one(kind, record, ahead, scales, row_bytes, picks, follows, shares, k, width, mixed):
+def _one(kind, records, choice, k, width, mixed):
     """Add one chosen row to the mixture."""
-    a = _row(record, ahead, scales, row_bytes, picks, follows, shares, k)
+    a = _row(records, choice, k)
     full = width // LANES * LANES
     for c in range(0, full, LANES):
         write_float32(mixed + 4 * c, LANES, _part(kind, a, c, LANES, _so_far(mixed, k, c, LANES)))
@@ -337,12 +353,12 @@ def first_changed(base, slots, stride, seed, start, stop):
 
 
 @compiled
-def ask_chosen(base, slots, stride, row_bytes, chosen, top_k, page, start, stop):
-    """As `ask`, for the chosen rows of one layer; `chosen` is [T, K]."""
+def ask_chosen(base, slots, heads, stride, row_bytes, chosen, top_k, page, start, stop):
+    """As `ask`, for the chosen rows of one layer; `slots` are [T, H] and `chosen` [T, K]."""
     for t in range(start, stop):
-        record = base + read_index(slots + 8 * t) * stride
-        for k in range(top_k):
-            first = record + read_index(chosen + 8 * (t * top_k + k)) * row_bytes
+        for n in range(heads * top_k):
+            record = base + read_index(slots + 8 * (t * heads + n // top_k)) * stride
+            first = record + read_index(chosen + 8 * (t * top_k + n % top_k)) * row_bytes
             low = first // page * page
             will_need(low, (first + row_bytes - low + page - 1) // page * page)
 

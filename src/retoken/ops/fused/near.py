@@ -28,7 +28,7 @@ class Near(NamedTuple):
     limit: int
     """How many records there are."""
     slots: Tensor
-    """[T] int64, contiguous: each position's record."""
+    """[T] int64, contiguous: each position's record; [T * heads] where several are summed."""
     kind: int
     """Of KINDS."""
     row_bytes: int
@@ -37,8 +37,15 @@ class Near(NamedTuple):
     """Bytes from the first row to the layer's first float32 scale; 0: rows have none."""
     keep: Any
     """Whatever the memory belongs to."""
-    ask: Callable[[Tensor], None] | None = None
-    """Where rows may be on disk: asks for those that were chosen, [..., K]."""
+    ask: Callable[[Near, Tensor], None] | None = None
+    """Where rows may be on disk: asks for those of these that were chosen, [..., K]."""
+    heads: int = 1
+    """H: records a position."""
+
+    @property
+    def positions(self) -> int:
+        """T."""
+        return self.slots.numel() // self.heads
 
 
 def kind_of(states: Tensor) -> int | None:

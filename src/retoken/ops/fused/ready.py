@@ -32,7 +32,7 @@ class _OnRows:
     ) -> None:
         self.near, self._keep, self._kernel, self._room = near, scale, kernel, room
         self.width = near.row_bytes // SIZES[near.kind]
-        self._positions = near.slots.numel()
+        self._positions = near.positions
         self._shape = None if room.shape is None else (*room.shape, self.width)
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
@@ -99,7 +99,7 @@ class Mix(_OnRows):
         """Make ready.
 
         Args:
-            near: E rows a position.
+            near: E rows a record; those of a position's records are summed.
             scale: [D]; None: the mixture is added as it is (folded with K = 1).
             gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
             room: as `Gate`'s, for rows of this width.
@@ -177,7 +177,7 @@ def _block(near: Near, width: int, scale: Tensor | None, gain: float, eps: float
         "q",
         (
             *(near.base, near.slots.data_ptr(), near.stride, near.limit, near.kind, near.scales),
-            *(near.row_bytes, width, *vector, _as_word(gain, eps)),
+            *(near.row_bytes, width, *vector, _as_word(gain, eps), near.heads),
         ),
     )
 

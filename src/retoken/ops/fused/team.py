@@ -10,13 +10,9 @@ the addresses of the parts, and then what `_share` and the passes write for the 
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 from __future__ import annotations
 
-import functools
-
-from numba import cfunc, types
-
+from retoken.ops.compiled import called_by_c, compiled
 from retoken.ops.fused import kernel
 from retoken.ops.fused.memory import call_all, keep_lowest, read_index, take_number, write_index
-from retoken.ops.row_update.kernel import compiled
 
 FORK, THREADS, SCRATCH = 0, 8, 16
 PARTS = 24
@@ -84,16 +80,7 @@ def _chunk(room):
     return start, min(start + size, positions)
 
 
-def _part(function):
-    """Compiled as what OpenMP calls, in C's way; from numba's cache where it has one, as `compiled`."""
-    decorate = functools.partial(cfunc, types.void(types.intp), error_model="numpy")
-    try:
-        return decorate(cache=True)(function)
-    except RuntimeError:
-        return decorate()(function)
-
-
-@_part
+@called_by_c
 def _gates(room):
     given = room + GIVEN
     start, stop = _chunk(room)
@@ -106,7 +93,7 @@ def _gates(room):
         start, stop = _chunk(room)
 
 
-@_part
+@called_by_c
 def _mixes(room):
     given = room + GIVEN
     width, top_k = read_index(read_index(given) + 56), read_index(given + 24)
@@ -122,7 +109,7 @@ def _mixes(room):
         start, stop = _chunk(room)
 
 
-@_part
+@called_by_c
 def _routes(room):
     given = room + GIVEN
     start, stop = _chunk(room)

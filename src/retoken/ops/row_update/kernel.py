@@ -1,6 +1,6 @@
 """The updates for a CPU, compiled by numba: one pass over memory, each touched row read and written once.
 
-Importing this imports numba; a kernel compiles when first called (1 to 3 seconds) and comes from numba's
+Importing this imports numba; a kernel compiles when first called (1 to 3 seconds) and comes from a
 cache in later processes. Kernels start no threads of their own and release Python's lock: `threads.py` gives
 each thread ranges of rows. So they share nothing with OpenMP's threads or autograd's, and survive a fork.
 
@@ -11,13 +11,13 @@ Row ids are not checked here. Arrays are C-contiguous.
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportIndexIssue=false
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
 
+from retoken.ops.compiled import compiled
 from retoken.ops.row_update import noise
 from retoken.ops.row_update.lanes import (
     LANES,
@@ -39,18 +39,6 @@ INFINITY, QUIET = U32(0x7F800000), U32(0x400000)
 """Bits of float32: infinity, above which is NaN; and what keeps a NaN one when its low half is cut."""
 AHEAD = 2048
 """Bytes, about, that are asked for before they are needed; at least a row."""
-
-
-def compiled(function):
-    """`njit` without reference counts (_nrt), which each row would change in memory that all threads share.
-
-    No fastmath: a NaN stays one, nothing is reordered.
-    """
-    decorate = functools.partial(njit, nogil=True, error_model="numpy", _nrt=False)
-    try:
-        return decorate(cache=True)(function)
-    except RuntimeError:  # numba finds no folder it may write its cache to
-        return decorate()(function)
 
 
 @compiled

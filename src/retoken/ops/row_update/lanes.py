@@ -5,8 +5,7 @@ block of a later row and computes while that is on its way. LLVM makes of a vect
 one register of 64 bytes, or several smaller ones. No fastmath: each lane rounds as one number would.
 
 Values are `floats` (float32) and `words` (uint32); arithmetic between them, and with numbers of their type,
-is written as for numbers. Numba's cache looks at the file of a kernel only: whoever changes this one deletes
-`__pycache__`.
+is written as for numbers.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false
