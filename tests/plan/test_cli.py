@@ -158,6 +158,16 @@ def test_a_fit_is_printed_alone_or_used(capsys: pytest.CaptureFixture[str], tmp_
     assert "fewest bytes" in printed(capsys, *SMALL, "--fit", path)
 
 
+def test_rows_by_bigrams_are_counted_in_a_store(capsys: pytest.CaptureFixture[str], tiny_store: Path) -> None:
+    sizes = ["--batch-size", "8", "--context-length", "64", "--data", tiny_store, "--json"]
+    both = ["--mort.index", "token_bigram", "--mort.index-size", "2"]
+    found = json.loads(printed(capsys, *SMALL, *sizes, *both))
+    assert found["parameters"]["table_params"] == 5 * 3 * 900 * 64
+    plain = json.loads(printed(capsys, *SMALL, *sizes))
+    assert found["unique"]["step"] == pytest.approx(found["measured_unique"][-1]["measured"])
+    assert plain["unique"]["step"] < found["unique"]["step"] <= plain["unique"]["step"] + 8 * 64
+
+
 def _file(path: Path, content: str) -> Path:
     path.write_text(content)
     return path
@@ -201,6 +211,10 @@ CASES = {
     "counts that are text": ([*SMALL, "--counts", "{tmp}/text.npy"], "text.npy cannot be read: not a NumPy"),
     "counts that are numbers": ([*SMALL, "--counts", "{tmp}/floats.npy"], "floats.npy hold float64 [4]"),
     "counts of another vocabulary": ([*SMALL, "--counts", "{tmp}/long.npy"], "shape [4000]"),
+    "bigrams in no store": (
+        [*SMALL, "--mort.index", "token_bigram"],
+        "--mort.index is 'token_bigram' without --data; accepted: a token store",
+    ),
     "missing store": ([*SMALL, "--data", "{tmp}/none"], "none does not exist"),
     "measurements that are none": ([*SMALL, "--fit", "{tmp}/text.npy"], "text.npy have no column held_out"),
     "missing measurements": (["plan", "--fit", "{tmp}/none.csv"], "none.csv cannot be read"),

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retoken.config import MoRTConfig
 from retoken.data.tokens import TokenStore
 from retoken.errors import ConfigError, DataError
+from retoken.nn import index_for
 from retoken.plan import Frequencies, fit_zipf
-from retoken.plan.measured import measure, of_store, with_clustering
+from retoken.plan.measured import measure, of_lookups, of_store, with_clustering
 
 
 def test_distinct_ids_of_two_coins() -> None:
@@ -103,6 +106,21 @@ def test_random_words_hold_what_independent_draws_hold(tiny_store: Path) -> None
     # Sentences of words drawn at random: only the parts of a word come together.
     assert 0.9 < found.ratio < 1.05
     assert of_store(store).vocab_size == store.manifest.vocab_size
+
+
+def test_rows_by_bigrams_are_counted_where_they_are_read(tiny_store: Path) -> None:
+    store, vocab = TokenStore.open(tiny_store), 512
+    modulator = MoRTConfig.by_token_and_bigram(3)
+    index, rows = index_for(modulator, vocab), modulator.table_rows(vocab)
+    found = of_lookups(store, index, rows, 40)
+    split = store.split("train")
+    windows = torch.as_tensor(split.read(0, len(split) // 40 * 40)).view(-1, 40)
+    by_hand = torch.bincount(index(windows, None).flatten(), minlength=rows).double()
+    np.testing.assert_allclose(found.probability, by_hand / by_hand.sum())
+    assert found.lookups == 2 and found.shares(2).sum() == pytest.approx(2)
+    corrected, measured = with_clustering(found, store, (1, 2), 40, index)
+    assert corrected.unique(80).sum() == pytest.approx(measured[1].measured)
+    assert 40 < measured[0].measured <= 80  # 40 tokens, as many bigrams, few of which come again
 
 
 def test_counts_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from retoken import presets
 from retoken.cli.options import as_json
-from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
+from retoken.config import IndexedConfig, ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import ConfigError
 from retoken.plan import Batch, Frequencies, Job, Machine, fit
 from retoken.plan.measured import Uniques
@@ -124,8 +124,8 @@ class Plan:
         preset = presets.get(self.preset) if self.preset else None
         batch = self._batch(preset)
         backbone = self._backbone(preset, batch.context_length)
-        frequencies, uniques = self._frequencies(backbone.vocab_size, batch)
         modulator = self._modulator()
+        frequencies, uniques = self._frequencies(backbone.vocab_size, batch, modulator)
         job = Job(
             backbone=backbone,
             modulator=modulator,
@@ -189,15 +189,20 @@ class Plan:
                 )
         return options.get(self.variant)
 
-    def _frequencies(self, vocab_size: int, batch: Batch) -> tuple[Frequencies, list[Uniques]]:
+    def _frequencies(
+        self, vocab_size: int, batch: Batch, modulator: ModulatorConfig | None
+    ) -> tuple[Frequencies, list[Uniques]]:
         given = {"--data": self.data, "--counts": self.counts, "--zipf": self.zipf}
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
             raise ConfigError(f"{' and '.join(names)} are given; accepted: one of them")
+        if isinstance(modulator, IndexedConfig) and not modulator.by_token and not self.data:
+            found = f"--{self.variant}.index is {modulator.index!r} without --data"
+            raise ConfigError(f"{found}; accepted: a token store, to count n-grams in")
         if self.counts:
             return Frequencies.load(self.counts, vocab_size), []
         if self.data:
-            return _of_store(self.data, vocab_size, batch)
+            return _of_store(self.data, vocab_size, batch, modulator)
         law = ZIPF if self.zipf is None else (self.zipf, 0.0)
         return Frequencies.zipf(vocab_size, *law), []
 
@@ -214,14 +219,22 @@ def counts_ahead(modulator: ModulatorConfig | None, batch: Batch) -> bool:
     return balances and batch.micro_batches > 1
 
 
-def _of_store(folder: Path, vocab_size: int, batch: Batch) -> tuple[Frequencies, list[Uniques]]:
+def _of_store(
+    folder: Path, vocab_size: int, batch: Batch, modulator: ModulatorConfig | None
+) -> tuple[Frequencies, list[Uniques]]:
     from retoken.data.tokens import TokenStore
-    from retoken.plan.measured import of_store, with_clustering
+    from retoken.nn import index_for
+    from retoken.plan.measured import of_lookups, of_store, with_clustering
 
-    store = TokenStore.open(folder)
-    micro = batch.tokens // batch.context_length
+    store, context = TokenStore.open(folder), batch.context_length
+    index = None if modulator is None else index_for(modulator, vocab_size)
+    if modulator is None or index is None:
+        found = of_store(store, vocab_size)
+    else:
+        found = of_lookups(store, index, modulator.table_rows(vocab_size), context)
+    micro = batch.tokens // context
     sizes = (1, micro, micro * batch.ranks, batch.sequences)
-    return with_clustering(of_store(store, vocab_size), store, sizes, batch.context_length)
+    return with_clustering(found, store, sizes, context, index)
 
 
 def _config_in(folder: str) -> Any:

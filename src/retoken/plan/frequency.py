@@ -1,4 +1,4 @@
-"""How often token ids occur, and how many distinct ones a batch is expected to hold."""
+"""How often rows are read, by token ids or hashes, and how many distinct ones a batch is expected to hold."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ ACCEPTED = "a .npy of integer counts, [V], or [splits, V] as a token store has i
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Frequencies:
-    """A distribution over token ids, and how much real batches repeat themselves beyond it."""
+    """A distribution over ids of rows, and how much real batches repeat themselves beyond it."""
 
     probability: np.ndarray
-    """p: [V], sums to 1; by token id, because ids decide who owns a row."""
+    """p: [V], sums to 1; by id, because ids decide who owns a row."""
+    lookups: int = 1
+    """Ids a token reads: several where rows are looked up by n-grams and summed."""
     clustering: tuple[tuple[int, float], ...] = ()
     """(tokens, distinct ids of real batches of so many over those of independent draws), ascending."""
     origin: str = field(default="")
     """Where it comes from, for people."""
 
     @classmethod
-    def of_counts(cls, counts: np.ndarray, vocab_size: int | None = None, origin: str = "") -> Frequencies:
+    def of_counts(
+        cls, counts: np.ndarray, vocab_size: int | None = None, origin: str = "", lookups: int = 1
+    ) -> Frequencies:
         """From occurrences [V]; ids from there up to `vocab_size` occur never (padding of a vocabulary).
 
         Raises:
@@ -39,7 +43,7 @@ class Frequencies:
             )
         padded = np.zeros(size)
         padded[: len(counts)] = counts
-        return cls(probability=padded / padded.sum(), origin=origin)
+        return cls(probability=padded / padded.sum(), origin=origin, lookups=lookups)
 
     @classmethod
     def load(cls, path: Path, vocab_size: int | None = None) -> Frequencies:
@@ -91,7 +95,7 @@ class Frequencies:
     def unique(self, tokens: int, shards: int = 1, chance: float = 1.0) -> np.ndarray:
         """[shards]: expected distinct ids in `tokens` tokens that belong to each shard (id % shards).
 
-        R = sum over x of 1 - (1 - p_x)^T for independent draws, times `ratio`.
+        R = sum over x of 1 - (1 - p_x)^(T lookups) for independent draws, times `ratio`.
 
         Args:
             tokens: T.
@@ -99,12 +103,13 @@ class Frequencies:
             chance: of an occurrence to count: K / E gives distinct (id, modulator) pairs of one modulator.
         """
         with np.errstate(divide="ignore"):
-            seen = -np.expm1(tokens * np.log1p(-np.minimum(self.probability * chance, 1.0)))
+            draws = tokens * self.lookups
+            seen = -np.expm1(draws * np.log1p(-np.minimum(self.probability * chance, 1.0)))
         return _fold(seen, shards) * self.ratio(tokens)
 
     def shares(self, shards: int) -> np.ndarray:
-        """[shards]: probability that a token belongs to each shard."""
-        return _fold(self.probability, shards)
+        """[shards]: how many of the ids that a token reads belong to each shard, on average."""
+        return _fold(self.probability, shards) * self.lookups
 
 
 def _fold(values: np.ndarray, shards: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from retoken.config import ModulatorConfig, MoRTConfig, require_by_token
+from retoken.config import ModulatorConfig, MoRTConfig
 from retoken.plan import memory as mem
 from retoken.plan import work
 from retoken.plan.choose import Candidate, emp_ranks, step_traffic
@@ -29,7 +29,7 @@ class Job:
     machine: Machine
     """What a rank achieves."""
     frequencies: Frequencies
-    """Of the token ids; as many as the backbone has."""
+    """Of the ids that tables have rows for."""
     emp: int = 0
     """Ranks that share one copy of the tables; 0: all."""
     layout: str = "auto"
@@ -78,7 +78,6 @@ class Job:
         if self.modulator is None:
             return None
         b = self.backbone
-        require_by_token(self.modulator, "plan")
         depth = {"hidden_size": b.hidden_size, "num_layers": b.num_layers}
         return Tables.of(self.modulator, vocab_size=b.vocab_size, row_bytes=self.row_bytes, **depth)
 

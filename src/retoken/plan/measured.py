@@ -61,15 +61,31 @@ def of_lookups(
     counts = np.zeros(rows)
     for ids in eval_windows(store.split("train"), context_length, tokens, batch_size=64):
         counts += np.bincount(index(ids, None).numpy().ravel(), minlength=rows)
-    return Frequencies.of_counts(counts, rows, str(store.folder))
+    return Frequencies.of_counts(counts, rows, str(store.folder), index.rows_per_position)
 
 
 def measure(
-    store: TokenStore, sequences: int, context_length: int, *, batches: int = 16, seed: int = 0
+    store: TokenStore,
+    sequences: int,
+    context_length: int,
+    *,
+    batches: int = 16,
+    seed: int = 0,
+    index: NgramIndex | None = None,
+    frequencies: Frequencies | None = None,
 ) -> Uniques:
     """Count distinct ids in shuffled batches as training draws them, each window once.
 
     Fewer than `batches` are drawn where the split is not that long.
+
+    Args:
+        store: the corpus.
+        sequences: of a batch.
+        context_length: tokens of a sequence.
+        batches: how many at most.
+        seed: of the order.
+        index: what looks rows up; None: ids are tokens.
+        frequencies: of the ids; None: of the tokens.
 
     Raises:
         DataError: the split is shorter than one batch.
@@ -77,9 +93,9 @@ def measure(
     split, window = store.split("train"), context_length + 1
     reader = WindowReader(split, window=window, batch_size=sequences, seed=seed)
     count = max(1, min(batches, reader.windows // sequences))
-    found = np.array([_distinct(reader) for _ in range(count)])
+    found = np.array([_distinct(reader, index) for _ in range(count)])
     tokens = sequences * context_length
-    independent = of_store(store).unique(tokens).sum()
+    independent = (frequencies or of_store(store)).clustered(()).unique(tokens).sum()
     return Uniques(
         tokens=tokens,
         measured=float(found.mean()),
@@ -90,14 +106,21 @@ def measure(
 
 
 def with_clustering(
-    frequencies: Frequencies, store: TokenStore, sequences: Sequence[int], context_length: int
+    frequencies: Frequencies,
+    store: TokenStore,
+    sequences: Sequence[int],
+    context_length: int,
+    index: NgramIndex | None = None,
 ) -> tuple[Frequencies, list[Uniques]]:
     """`frequencies` corrected by what batches of these sizes hold, as far as the store reaches.
 
     Returns:
         The corrected frequencies, and the measurements.
     """
-    found = [measure(store, size, context_length) for size in _reachable(store, sequences, context_length)]
+    found = [
+        measure(store, size, context_length, index=index, frequencies=frequencies)
+        for size in _reachable(store, sequences, context_length)
+    ]
     return frequencies.clustered(tuple((each.tokens, each.ratio) for each in found)), found
 
 
@@ -110,6 +133,6 @@ def _reachable(store: TokenStore, sequences: Sequence[int], context_length: int)
     yield from sorted({min(size, most) for size in sequences})
 
 
-def _distinct(reader: WindowReader) -> int:
-    ids = next(reader)[:, :-1].numpy()
-    return len(np.unique(ids))
+def _distinct(reader: WindowReader, index: NgramIndex | None) -> int:
+    ids = next(reader)[:, :-1]
+    return len(np.unique((ids if index is None else index(ids, None)).numpy()))

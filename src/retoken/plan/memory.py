@@ -133,7 +133,7 @@ def fetched_bytes(tables: Tables, tokens: int, frequencies: Frequencies, option:
     """
     per_element = max(FLOAT, tables.row_bytes)
     if option in ("mixed", "sharded"):
-        rows: float = tokens * (tables.top_k if option == "sharded" else 1)
+        rows: float = tokens * frequencies.lookups * (tables.top_k if option == "sharded" else 1)
     else:
         chance = tables.top_k / tables.modulators if option == "routed" else 1.0
         rows = tables.modulators * frequencies.unique(tokens, 1, chance).sum()

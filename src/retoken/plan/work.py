@@ -152,13 +152,13 @@ def table_bytes(
 ) -> float:
     """Bytes that one rank reads and writes for its tables in a step.
 
-    Per token and layer, with n rows of it used (1, or K): forward reads n rows and the increment and writes
-    it; backward reads both and the gradient, writes one, and adds n rows: 4 n + 5 times D float32. Rows
-    fetched are read and written once each way, and an owner does so with what it answers. Updating a touched
-    row reads and writes weight and state and reads the gradient; a dense optimizer does that for every row,
-    and its gradient is zeroed and filled besides.
+    Per token and layer, with n rows used (1, or K, of each lookup): forward reads n rows and the increment
+    and writes it; backward reads both and the gradient, writes one, and adds n rows: 4 n + 5 times D float32.
+    Rows fetched are read and written once each way, and an owner does so with what it answers. Updating a
+    touched row reads and writes weight and state and reads the gradient; a dense optimizer does that for
+    every row, and its gradient is zeroed and filled besides.
     """
-    per_token = (4 * tables.top_k + 5) * tables.width * tables.layers * FLOAT
+    per_token = (4 * tables.top_k * frequencies.lookups + 5) * tables.width * tables.layers * FLOAT
     work = batch.rank_tokens * per_token
     held = int(grid.modulators_of(tables.modulators)[0]) * tables.width * tables.layers
     if optimizer == "adamw":

@@ -86,7 +86,7 @@ class Furnisher:
         index = index_for(modulator, _vocab_size(backbone))
         batch = Batch(
             sequences=config.batch_size,
-            context_length=config.context_length * (index.rows_per_position if index else 1),
+            context_length=config.context_length,
             ranks=self.world.size,
             micro_sequences=min(config.micro_batch_size, share),
         )
