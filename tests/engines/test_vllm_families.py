@@ -81,6 +81,13 @@ def test_options(name, tmp_path):
     _check(save(tmp_path / "model", OPTIONS[name]))
 
 
+@pytest.mark.parametrize("family", ["gemma2", "olmo3"])
+def test_rows_by_bigrams_with_sliding_windows(family, tmp_path):
+    """Their caches come in groups of layers."""
+    folder = save(tmp_path / "model", M.by_token_and_bigram(2), family, **FAMILIES[family])
+    _check(folder, tolerance=TOLERANCE.get(family, 2e-5))
+
+
 @pytest.mark.parametrize("config", [R(), M(num_modulators=3, top_k=1), M(num_modulators=4, top_k=2)])
 def test_folded(config, tmp_path):
     _check(save(tmp_path / "model", config, fold=True))

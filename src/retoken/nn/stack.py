@@ -134,6 +134,8 @@ class ModulatorStack(nn.Module):
         if not bare:
             return {}
         sums = self.index is not None and self.index.rows_per_position > 1
+        if sums and not isinstance(self.config, MoRTConfig):  # no kernel gates by a sum
+            return {}
         positions = ids.shape[:-1] if sums else ids.shape
         room, found = fused.Room(positions, len(bare), next(iter(bare.values())).table.width), {}
         for layer, module in bare.items():

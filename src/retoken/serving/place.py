@@ -297,10 +297,8 @@ def _move(
     """Fill the tiers, then let the layers read from them and the tables go."""
     tiers = _build_tiers(layout, homes, packed, seat)
     _fill(tiers, homes, stored, seat.neighbours)
-    prefetch = asked.prefetch
-    if prefetch == "chosen" and seat.stack.config.sums_rows:
-        prefetch = "record"  # sums are made of copied records
-    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, prefetch, asked.gather)
+    how = (asked.prefetch, asked.gather)
+    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, *how)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
         rows=layout.rows,

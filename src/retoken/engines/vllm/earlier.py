@@ -14,6 +14,8 @@ from vllm.forward_context import get_forward_context
 from retoken.errors import AttachError, ConfigError
 from retoken.nn.index import NgramIndex
 
+BLOCK_SIZES = tuple(1 << n for n in range(3, 12))
+"""Of attention, beside the engine's own."""
 _NEEDED = ("block_table", "query_start_loc", "seq_lens", "slot_mapping")
 
 
@@ -60,7 +62,8 @@ class EarlierTokens:
         _refuse_other_caches(vllm_config)
         self.index, self.cache = index, vllm_config.cache_config
         self.kept: Tensor | None = None
-        self.compared = False
+        self.block_size = 0
+        """Slots of a block, in the first group of layers, as its attention counts them; 0: not known yet."""
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Which rows the tokens of a pass read, [T] or [T, H] for ids [T]; they are kept for later passes.
@@ -68,40 +71,59 @@ class EarlierTokens:
         Raises:
             AttachError: the attention backend does not say where tokens are kept, or not as is known here.
         """
-        back = torch.arange(self.index.reach, -1, -1, device=ids.device)
+        back = torch.arange(self.index.reach, 0, -1, device=ids.device)
         paging = current_paging()
         if paging is None:  # the engine tries passes without requests
-            return self.index(ids[:, None].expand(-1, len(back)), (back == 0).expand(len(ids), -1))[:, -1]
-        request, last = paging.places(len(ids))
-        position = last[:, None] - back
-        slots = paging.slots(request, position.clamp(min=0), self.cache.block_size)
-        own = paging.slot_mapping[: len(ids)]
-        own = F.pad(own, (0, len(ids) - len(own)), value=-1)
-        self._compare(own, slots[:, -1])
-        return self.index(self._exchange(ids, own, slots), position >= 0)[:, -1]
+            before = ids[:, None].expand(-1, len(back))
+            there = torch.zeros_like(before, dtype=torch.bool)
+        else:
+            request, position = paging.places(len(ids))
+            there = position[:, None] >= back
+            before = self._exchange(ids, paging, request, position[:, None] - back)
+        own = ids[:, None]
+        there = torch.cat([there, torch.ones_like(own, dtype=torch.bool)], 1)
+        return self.index(torch.cat([before, own], 1), there)[:, -1]
 
-    def _exchange(self, ids: Tensor, own: Tensor, slots: Tensor) -> Tensor:
-        """Keep ids [T] in their slots [T]; what is kept in slots [T, N] then."""
-        size = self.cache.num_gpu_blocks * self.cache.block_size  # pyright: ignore
-        if self.kept is None or len(self.kept) != size + 1:
-            self.kept = ids.new_zeros(size + 1)
-        self.kept[torch.where(own < 0, size, own)] = ids  # padding beyond all slots
-        return self.kept[slots]
+    def _exchange(self, ids: Tensor, paging: Paging, request: Tensor, before: Tensor) -> Tensor:
+        """Keep ids [T] of requests [T]; the ids at positions [T, N] before theirs, anything below 0."""
+        own = F.pad(paging.slot_mapping, (0, max(0, len(ids) - len(paging.slot_mapping))), value=-1)
+        own = own[: len(ids)]
+        self._find_block_size(paging, request, before[:, -1] + 1, own)
+        kept = self._room(ids)
+        kept[torch.where(own < 0, len(kept) - 1, own)] = ids  # padding behind all slots
+        slots = paging.slots(request, before.clamp(min=0), max(self.block_size, 1))
+        return kept[slots.clamp(max=len(kept) - 1)]
 
-    def _compare(self, own: Tensor, found: Tensor) -> None:
-        """Look whether slots are counted here as the engine does; on a device once, as that stalls it.
+    def _room(self, ids: Tensor) -> Tensor:
+        """A place for each slot, and one for padding."""
+        needed = (self.cache.num_gpu_blocks or 0) * max(self.cache.block_size, self.block_size) + 1
+        if self.kept is None or len(self.kept) < needed:
+            old, self.kept = self.kept, ids.new_zeros(needed)
+            if old is not None:
+                self.kept[: len(old) - 1] = old[:-1]
+        return self.kept
+
+    def _find_block_size(self, paging: Paging, request: Tensor, position: Tensor, own: Tensor) -> None:
+        """Find how many slots a block has, from tokens whose slot is known; again for each pass on a host.
+
+        A group of layers may have other blocks than the engine says, and its attention may count in parts of
+        them. On a device it is looked for until a pass has tokens of requests, as that stalls it.
 
         Raises:
-            AttachError: they are not.
+            AttachError: slots are counted in no way that is known here.
         """
-        if self.compared and own.device.type != "cpu":
+        if self.block_size and own.device.type != "cpu":
             return
-        self.compared = True
-        if not bool(((own < 0) | (own == found)).all()):
-            raise AttachError(
-                f"with block_size {self.cache.block_size} the slots of tokens are not those that vLLM's "
-                "attention has; rows that are looked up by n-grams cannot be served with it"
-            )
+        for size in dict.fromkeys((self.block_size or self.cache.block_size, *BLOCK_SIZES)):
+            found = paging.slots(request, position[:, None].clamp(min=0), size)[:, 0]
+            if bool(((own < 0) | (own == found)).all()):
+                self.block_size = size if self.block_size or bool((own >= 0).any()) else 0
+                return
+        raise AttachError(
+            "the slots of tokens are not those that the block table of vLLM's attention tells, in blocks of "
+            f"{self.cache.block_size} or of {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]}; rows that are looked up "
+            "by n-grams cannot be served with it"
+        )
 
 
 def current_paging() -> Paging | None:
@@ -125,13 +147,17 @@ def current_paging() -> Paging | None:
 
 
 def _refuse_other_caches(vllm_config: VllmConfig) -> None:
+    with_rows = "accepted with rows that are looked up by n-grams"
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError(
-            "kv_transfer_config is set; accepted with rows that are looked up by n-grams: none (keys and "
-            "values would come without the ids of their tokens)"
+            f"kv_transfer_config is set; {with_rows}: none (keys and values would come without the ids of "
+            "their tokens)"
         )
-    parts = vllm_config.parallel_config.decode_context_parallel_size
-    if parts > 1:
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if (parts := getattr(vllm_config.parallel_config, name, 1)) > 1:
+            raise ConfigError(f"{name} is {parts}; {with_rows}: 1")
+    if vllm_config.model_config.use_mla:
         raise ConfigError(
-            f"decode_context_parallel_size is {parts}; accepted with rows that are looked up by n-grams: 1"
+            "the backbone has latent attention (MLA), which does not say where tokens are kept; "
+            f"{with_rows}: other attention"
         )
