@@ -89,5 +89,5 @@ def test_without_the_harness_the_extra_is_named(
     run = tiny_run("mort")
     code, out, err = cli("eval", run, "--tasks", "paper")
     assert (code, out) == (2, "") and err.count("\n") == 1
-    assert "has no lm_eval; accepted: pip install 'retoken[eval]'" in err
+    assert "has no lm_eval; accepted: its packages, which the extra `eval`" in err
     assert not default_out(str(run), 0).exists()

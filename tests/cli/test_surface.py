@@ -13,7 +13,7 @@ import retoken
 from retoken.cli.main import VERBS, main
 
 SECOND_WORDS = {
-    "bench": ("train", "decode", "lookup", "optimizer", "exchange"),
+    "bench": ("train", "decode", "lookup", "kernels", "optimizer", "exchange"),
     "scaling": ("plan", "run", "fit", "predict", "plot"),
 }
 SNAPSHOT = Path(__file__).with_name("surface.txt")

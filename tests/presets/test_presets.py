@@ -106,3 +106,24 @@ def test_a_wrong_recipe_is_refused(wrong: dict, named: str) -> None:
     Recipe(**GOOD)
     with pytest.raises(ConfigError, match=named):
         Recipe(**{**GOOD, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "held", "decays"),
+    [
+        ("cpu-s", {}, 0, 760),
+        ("cpu-s", {"schedule": "wsd"}, 600, 160),
+        ("cpu-s", {"schedule": "ws"}, 760, 0),
+        ("cpu-s", {"warmup_ratio": 0.1}, 0, 720),
+        ("cpu-s", {"schedule": "wsd", "decay_ratio": 0.5}, 360, 400),
+        ("a250m-t3b", {"schedule": "cosine"}, 0, None),
+    ],
+)
+def test_another_schedule_brings_its_own_decay(
+    name: str, given, held: int, decays: int | None, tmp_path
+) -> None:
+    values = presets.get(name).recipe.under(given)
+    schedule = TrainConfig(out=tmp_path, data=tmp_path, preset=name, **values).lr_schedule()
+    rest = schedule.total_steps - schedule.warmup_steps
+    assert schedule.decay_steps == (rest if decays is None else decays)
+    assert rest - schedule.decay_steps == held

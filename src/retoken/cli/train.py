@@ -142,9 +142,9 @@ class Train:
         if self.steps is not None and self.tokens is not None:
             raise ConfigError("--steps and --tokens are both given; accepted: one of them")
         preset = presets.get(self.preset) if self.preset else None
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OWN}
-        values: dict[str, Any] = preset.recipe.to_dict() if preset else {}
-        values |= {name: value for name, value in given.items() if value is not None}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _OWN}
+        given = {name: value for name, value in own.items() if value is not None}
+        values = preset.recipe.under(given) if preset else given
         name = preset.name if preset else Path(self.model).name
         out = self.out or Path("out") / f"{name}-{self.variant}-seed{self.seed}"
         start = {"preset": preset.name if preset else "", "model": self.model}

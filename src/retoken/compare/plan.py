@@ -47,7 +47,7 @@ def plan(config: CompareConfig) -> dict[RunKey, TrainConfig]:
 
 def _recipe(config: CompareConfig) -> dict[str, Any]:
     """The preset's options under the caller's, with what only a comparison decides."""
-    options = {**presets.get(config.preset).recipe.to_dict(), **config.recipe}
+    options = presets.get(config.preset).recipe.under(config.recipe)
     if options.get("steps"):
         options["tokens"] = options["steps"] * options["batch_size"] * options["context_length"]
     steps = options["tokens"] // max(1, options["batch_size"] * options["context_length"])

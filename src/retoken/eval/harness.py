@@ -36,7 +36,7 @@ def version() -> str:
     if missing:
         raise ConfigError(
             f"--tasks needs lm-evaluation-harness, and this Python has no {missing[0]}; accepted: "
-            "pip install 'retoken[eval]'"
+            "its packages, which the extra `eval` of retoken brings (docs/install.md)"
         )
     return metadata.version("lm-eval")
 

@@ -75,6 +75,16 @@ class Recipe:
         """Keyword arguments for `TrainConfig`."""
         return asdict(self)
 
+    def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments for `TrainConfig`: these, and what is given in their place.
+
+        The recipe's share of decaying steps is of its own schedule and warm-up: with others it is theirs.
+        """
+        values = {**self.to_dict(), **given}
+        if "decay_ratio" not in given and {"schedule", "warmup_ratio"} & set(given):
+            del values["decay_ratio"]
+        return values
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
