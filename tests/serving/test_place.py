@@ -156,7 +156,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(build, tmp_path):
         ConfigError, match=rf"host is {50 * size} bytes; needed for 111 .* {111 * size} bytes"
     ):
         retoken.place(model, "host", budget=budget, counts=COUNTS)
-    with pytest.raises(ConfigError, match="device is 5 bytes; needed for 131 tokens: 50304 bytes"):
+    with pytest.raises(ConfigError, match="device is 5 bytes; needed for 131 records: 50304 bytes"):
         retoken.place(model, budget={"device": 5})
     path = tmp_path / "rows"
     with pytest.raises(ConfigError, match="disk is 5 bytes"):

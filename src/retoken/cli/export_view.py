@@ -63,9 +63,9 @@ def _table(costs: list[RowCost]) -> list[str]:
     """A line a row type."""
     if not costs:
         return ["  loss by row type not measured: --data STORE measures it"]
-    lines = [f"  {'rows':13}{'bytes a token':>14}{'MB in all':>11}{'held-out loss':>15}{'difference':>12}"]
+    lines = [f"  {'rows':13}{'bytes a record':>15}{'MB in all':>11}{'held-out loss':>15}{'difference':>12}"]
     for cost in costs:
-        sizes = f"{cost.record_bytes:>14,}{cost.bytes / 1e6:>11,.1f}"
+        sizes = f"{cost.record_bytes:>15,}{cost.bytes / 1e6:>11,.1f}"
         mark = "  <- written" if cost.chosen else ""
         lines.append(f"  {cost.rows:13}{sizes}{cost.val_loss:>15.5f}{cost.difference:>+12.5f}{mark}")
     return lines

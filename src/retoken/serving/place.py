@@ -35,7 +35,7 @@ class Placement:
     rows: str
     """Row type."""
     record_bytes: int
-    """Bytes read for a token, all layers."""
+    """Bytes of a record: what one id reads, all layers."""
     tiers: tuple[TierUse, ...]
     """The fastest first."""
     path: str | None = None
@@ -45,8 +45,8 @@ class Placement:
 
     def __str__(self) -> str:
         """A line a tier."""
-        head = f"rows in {self.rows}, {self.record_bytes} bytes a token"
-        lines = [f"  {use.name:6}  {use.tokens:9} tokens  {use.bytes:15} bytes" for use in self.tiers]
+        head = f"rows in {self.rows}, {self.record_bytes} bytes a record"
+        lines = [f"  {use.name:6}  {use.tokens:9} records  {use.bytes:15} bytes" for use in self.tiers]
         served = [f"  served from {self.path}"] if self.path else []
         gathered = [f"  gathered by the {self.gathered_by}"] if self.gathered_by else []
         return "\n".join([head, *lines, *served, *gathered])
@@ -257,7 +257,7 @@ def _resident(reader: TensorReader, budget: Mapping[str, int]) -> Placement:
     tokens = reader.shape()[0]
     if total > budget.get("device", total):
         raise ConfigError(
-            f"budget of device is {budget['device']} bytes; needed for {tokens} tokens: {total} bytes"
+            f"budget of device is {budget['device']} bytes; needed for {tokens} records: {total} bytes"
         )
     first = next(iter(reader.tables.values()))
     use = TierUse(name="device", tokens=tokens, bytes=total)

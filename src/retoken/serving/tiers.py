@@ -50,7 +50,7 @@ class MemoryTier:
             free = _available_bytes()
             if free is not None and needed > free:
                 raise ConfigError(
-                    f"host tier needs {needed} bytes for {count} tokens; available: {free} bytes"
+                    f"host tier needs {needed} bytes for {count} records; available: {free} bytes"
                 )
 
         neighbours.first(check)
@@ -58,7 +58,7 @@ class MemoryTier:
             memory = shared_memory(needed, neighbours)
         except OSError as error:
             raise ConfigError(
-                f"host tier needs {needed} bytes for {count} tokens; refused: {error}"
+                f"host tier needs {needed} bytes for {count} records; refused: {error}"
             ) from None
         records = torch.frombuffer(memory, dtype=torch.uint8).view(count, record_bytes)
         return cls(records, elsewhere=not neighbours.leads)
@@ -75,7 +75,7 @@ class MemoryTier:
         except RuntimeError as error:
             needed = count * record_bytes
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"device tier needs {needed} bytes for {count} tokens; {reason}") from None
+            raise ConfigError(f"device tier needs {needed} bytes for {count} records; {reason}") from None
 
     def gather(self, slots: Tensor) -> Tensor:
         """Records [R, record_bytes] of slots [R], on the tier's device."""
@@ -207,7 +207,7 @@ def _check_fits(homes: Homes, layout: RecordLayout, tables: str, budget: Mapping
     use = next(use for use in homes.uses(layout) if use.name == tables)
     if tables in budget and use.bytes > budget[tables]:
         raise ConfigError(
-            f"budget of {tables} is {budget[tables]} bytes; needed for {use.tokens} tokens left of "
+            f"budget of {tables} is {budget[tables]} bytes; needed for {use.tokens} records left of "
             f"{layout.vocab_size}: {use.bytes} bytes ({layout.record_bytes} each)"
         )
 
