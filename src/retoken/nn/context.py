@@ -11,6 +11,7 @@ from torch import Tensor
 from retoken.errors import AttachError
 from retoken.nn.landing import Landing
 from retoken.nn.table import Fetched
+from retoken.ops.fused import Places
 
 NOTHING: Mapping[int, Callable[..., Any]] = MappingProxyType({})
 
@@ -25,7 +26,16 @@ class Fetch(Protocol):
 
 @runtime_checkable
 class NearFetch(Protocol):
-    """A fetch whose rows lie where kernels can read them."""
+    """A fetch whose rows may lie where kernels can read them."""
+
+    @property
+    def source(self) -> RowSource:
+        """What fetches."""
+        ...
+
+    def places(self) -> Places | None:
+        """The records of its positions; None: they do not lie there."""
+        ...
 
     def at_hand(self, layer: int) -> Fetched | None:
         """The rows of a layer, needing no wait; None: its layer has to ask for them when it runs."""

@@ -74,6 +74,10 @@ class Choice:
     def __init__(self, route: fused.Route, mix: fused.Mix) -> None:
         self.route, self.mix = route, mix
 
+    def at(self, places: fused.Places, room: fused.Room | None = None) -> Choice:
+        """The same for the records of other positions, in another pass."""
+        return Choice(self.route.at(room), self.mix.at(places, room))
+
     def __call__(self, hidden: Tensor) -> tuple[Mixture, Routing]:
         """The residual to be, and the choice, for hidden states [B, S, D]."""
         routed = self.route(hidden)

@@ -14,9 +14,11 @@ from retoken.nn.context import Fetch, NearFetch, RowSource
 from retoken.nn.index import Head, NgramIndex, TokenAndNgrams, Tokens
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
+from retoken.nn.prepared import Pass
 from retoken.nn.retoken import ReToken
-from retoken.nn.table import Fetched, Summed, TableFactory, TokenTable
+from retoken.nn.table import TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, fused, router_load
+from retoken.ops.fused import Places
 
 SumLoads = Callable[[dict[int, RouterLoad]], dict[int, RouterLoad]]
 """The loads of a whole batch from those of the part that has just been seen: asks the other processes."""
@@ -54,11 +56,6 @@ def _is_bare(module: nn.Module) -> bool:
     """Whether calling a modulator does what its class says: nothing is hooked, wrapped or replaced."""
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return hasattr(type(module), "ready") and not hooked
-
-
-def _resident(table: Any, ids: Tensor) -> Fetched | None:
-    """The rows of ids in a table that is simply indexed."""
-    return table.rows_of(ids) if type(table) is TokenTable else None
 
 
 class ModulatorStack(nn.Module):
@@ -127,29 +124,33 @@ class ModulatorStack(nn.Module):
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
             return {}
-        placed = isinstance(fetch, NearFetch)
-        if fetch is not None and not placed:
-            return {}
-        bare: dict[int, Any] = {int(name): m for name, m in self.layers.items() if _is_bare(m)}
-        if not bare:
-            return {}
         sums = self.index is not None and self.index.rows_per_position > 1
-        if sums and not isinstance(self.config, MoRTConfig):  # no kernel gates by a sum
+        if not isinstance(self.config, MoRTConfig if sums else IndexedConfig):  # no kernel gates by a sum
             return {}
-        positions = ids.shape[:-1] if sums else ids.shape
-        room, found = fused.Room(positions, len(bare), next(iter(bare.values())).table.width), {}
-        for layer, module in bare.items():
-            rows = fetch.at_hand(layer) if placed else _resident(module.table, ids)
-            if rows is None:
-                continue
-            if (ready := module.ready(Summed(rows, ids.shape) if sums else rows, room)) is not None:
-                found[layer] = ready
+        if fetch is not None and not isinstance(fetch, NearFetch):
+            return {}
+        places = Places.of(ids) if fetch is None else fetch.places()
+        if places is None:
+            return {}
+        shape = ids.shape[:-1] if sums else ids.shape
+        now = Pass(
+            places, fused.Room(shape, len(self.layers), self._width), fetch, ids.shape if sums else None
+        )
+        found = {}
+        for name, module in self.layers.items():
+            if _is_bare(module) and (ready := now.ready(int(name), module, ids)) is not None:
+                found[int(name)] = ready
         return found
+
+    @property
+    def _width(self) -> int:
+        """D."""
+        return next(iter(self.layers.values())).table.width  # pyright: ignore
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.numel() == 0:
             return
-        rows = min(module.table.vocab_size for module in self.layers.values())  # pyright: ignore
+        rows = next(iter(self.layers.values())).table.vocab_size  # pyright: ignore
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= rows:
             raise AttachError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,9 @@ class TokenTable(nn.Module):
 
     `weight` is [V, D] with one row a token, [V, E, D] with E of them, contiguous per token.
     """
+
+    prepared: Any = None
+    """What its modulator's kernels have of it (`Prepared`), once there was a pass for them."""
 
     def __init__(
         self, shape: tuple[int, ...], init_std: float, device: torch.device | None, dtype: torch.dtype | None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retoken.errors import AttachError, CheckpointError
 from retoken.nn import Fetched, Rows, TokenTable
-from retoken.ops.fused import Near
+from retoken.ops.fused import Near, Places
 from retoken.serving.direct import Gatherer, device_stage
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import BLOCK_BYTES
@@ -90,6 +90,10 @@ class PlacedFetch:
         if self._wanted is None or self.source.shelf.checks_with(self._wanted, layer):  # pyright: ignore
             return None
         return self.arrived(layer)
+
+    def places(self) -> Places | None:
+        """The records of its positions; None: they come in copies."""
+        return None if self._wanted is None else Places.of(self._wanted.slots)
 
     def check(self) -> None:
         """Check what comes from the file now: a layer on its own may be the only one that reads."""

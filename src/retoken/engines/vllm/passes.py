@@ -37,9 +37,8 @@ class Pass:
 
     def gate(self, increment: Tensor, layer: int) -> Tensor:
         """The gated increment [..., D] (Eq. 2)."""
-        flat = self._flat(increment)
         self.seen += 1
-        return self._modulate(flat, layer).view(increment.shape)
+        return _like(self._modulate(self._flat(increment), layer), increment)
 
     def route(self, hidden: Tensor, layer: int) -> None:
         """Choose for hidden states [..., D], and keep the residual for where it lands (Eq. 3)."""
@@ -48,7 +47,7 @@ class Pass:
     def add(self, increment: Tensor, layer: int) -> Tensor:
         """The increment [..., D] and the residual of `layer` (Eq. 6)."""
         self.seen += 1
-        return self.landings.pop(layer).add_to(self._flat(increment)).view(increment.shape)
+        return _like(self.landings.pop(layer).add_to(self._flat(increment)), increment)
 
     def finish(self) -> None:
         """Look whether every modulator has been asked: one that was left out would not show otherwise.
@@ -76,13 +75,18 @@ class Pass:
         return None if self.fetch is None else self.fetch.arrived(layer)
 
     def _flat(self, states: Tensor) -> Tensor:
-        flat = states.reshape(-1, states.shape[-1])
+        flat = states if states.dim() == 2 else states.reshape(-1, states.shape[-1])
         if len(flat) != len(self.index):
             raise AttachError(
                 f"states of {len(flat)} positions in a pass over {len(self.index)} token ids; accepted: one "
                 "id a position (no sequence parallelism within layers)"
             )
         return flat
+
+
+def _like(flat: Tensor, states: Tensor) -> Tensor:
+    """States [T, D] in the shape of others: mostly that is the same, and a view takes time."""
+    return flat if states.dim() == 2 else flat.view(states.shape)
 
 
 def ids_of(given: Any, vocab_size: int) -> Tensor:

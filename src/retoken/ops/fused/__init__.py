@@ -3,16 +3,18 @@
 `serves` and `near_table` say whether it can serve; the operators of `retoken.ops` serve everything else.
 """
 
-from retoken.ops.fused.near import KINDS, SIZES, Near, near_table, serves
+from retoken.ops.fused.near import KINDS, NOWHERE, SIZES, Near, Places, near_table, serves
 from retoken.ops.fused.ready import Gate, Mix, Route, Unserved, kernels, passes
 from retoken.ops.fused.room import Room, Routed
 
 __all__ = [
     "KINDS",
+    "NOWHERE",
     "SIZES",
     "Gate",
     "Mix",
     "Near",
+    "Places",
     "Room",
     "Route",
     "Routed",

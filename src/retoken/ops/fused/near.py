@@ -48,6 +48,26 @@ class Near(NamedTuple):
         return self.slots.numel() // self.heads
 
 
+class Places(NamedTuple):
+    """The records of a pass's positions, once for all layers."""
+
+    slots: Tensor
+    """As `Near` has them."""
+    address: int
+    """Of the first."""
+    count: int
+    """How many."""
+
+    @classmethod
+    def of(cls, ids: Tensor) -> Places:
+        """Of records that are found by ids [...]."""
+        slots = _flat(ids)
+        return cls(slots, slots.data_ptr(), slots.numel())
+
+
+NOWHERE = Places(torch.empty(0, dtype=torch.int64), 0, 0)
+
+
 def kind_of(states: Tensor) -> int | None:
     """Of STATES; None: not plain tensors of such a type on a CPU, so no kernel may take them."""
     return STATES.get(states.dtype) if type(states) in PLAIN and states.is_cpu else None

@@ -10,12 +10,15 @@ from __future__ import annotations
 import functools
 import struct
 from array import array
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
-from retoken.ops.fused.near import KINDS, SIZES, Near, kind_of
+from retoken.ops.fused.near import KINDS, SIZES, Near, Places, kind_of
 from retoken.ops.fused.room import Room, Routed
+
+SLOTS = 1
+"""Where a block has the address of slots."""
 
 
 class Unserved(ValueError):
@@ -25,7 +28,12 @@ class Unserved(ValueError):
 class _OnRows:
     """A kernel that takes increments, and what it needs besides."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_positions", "_room", "_shape", "near", "width")
+    __slots__ = (
+        *("_address", "_block", "_keep", "_kernel", "_places", "_positions", "_room"),
+        *("_shape", "near", "width"),
+    )
+    _places: Places
+    """Of a pass: what keeps its slots."""
 
     def __init__(
         self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any, room: Room
@@ -36,6 +44,19 @@ class _OnRows:
         self._shape = None if room.shape is None else (*room.shape, self.width)
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
+
+    def at(self, places: Places, room: Room | None = None) -> Self:
+        """The same for the records of other positions, in another pass; nothing is checked anew."""
+        other = object.__new__(type(self))
+        other.near = near = self.near if self.near.ask is None else self.near._replace(slots=places.slots)
+        other._keep, other._kernel, other.width = self._keep, self._kernel, self.width
+        other._places, other._positions = places, places.count // near.heads
+        other._room = room  # pyright: ignore
+        other._shape = None if room is None or room.shape is None else (*room.shape, self.width)
+        other._block = block = self._block[:]
+        block[SLOTS] = places.address
+        other._address = block.buffer_info()[0]
+        return other
 
     def _kind(self, increment: Tensor) -> int:
         """The type of states that the rows are for: a kernel would read and write beyond others' ends."""
@@ -144,6 +165,15 @@ class Route:
         self._shape = None if self._room.shape is None else (*self._room.shape, self.width)
         self._block = array("q", (router.data_ptr(), KINDS[router.dtype], self.width, self.experts, top_k))
         self._address = self._block.buffer_info()[0]
+
+    def at(self, room: Room | None) -> Route:
+        """The same in another pass; nothing is checked anew."""
+        other = object.__new__(Route)
+        other._keep, other._kernel, other._top_k = self._keep, self._kernel, self._top_k
+        other.experts, other.width = self.experts, self.width
+        other._block, other._address, other._room = self._block, self._address, room  # pyright: ignore
+        other._shape = None if room is None or room.shape is None else (*room.shape, self.width)
+        return other
 
     def __call__(self, hidden: Tensor) -> Routed:
         """The choice for hidden states [..., D], float32 or bfloat16.
