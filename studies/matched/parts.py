@@ -2,8 +2,8 @@
 
     python studies/matched/parts.py --stores STORES --work WORK
 
-After `run.py train`, on whatever trained models of it WORK has. Rows are those of tokens, or of hashed bigrams
-by how often the training split reads them. Writes parts.csv and prints the table of README.md.
+After `run.py train`, on whatever trained models of it WORK has. Rows are those of tokens, or of hashed
+bigrams by how often the training split reads them. Writes parts.csv and prints the table of README.md.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from retoken.inspect.tables import RANKS
 from retoken.plan.measured import of_lookups
 
 PARTS = Path(__file__).parent / "parts.csv"
-VARIANT, SIZE, TOKENS, CONTEXT = "additive_both", 5, 262_144, 128
+VARIANT, SIZE, TOKENS, CONTEXT = "additive_both", 5, 65_536, 128
 
 
 def subject_of(folder: Path, store: TokenStore) -> Subject:
