@@ -150,7 +150,8 @@ class ModulatorStack(nn.Module):
     def _check_ids(self, ids: Tensor) -> None:
         if ids.numel() == 0:
             return
-        rows = next(iter(self.layers.values())).table.vocab_size  # pyright: ignore
+        table: TokenTable = next(iter(self.layers.values())).table  # pyright: ignore
+        rows = table.vocab_size
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= rows:
             raise AttachError(
