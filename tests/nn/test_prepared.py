@@ -118,6 +118,17 @@ def test_another_router_is_seen():
     assert not torch.equal(before, after) and torch.equal(after, anew(model))
 
 
+def test_layers_that_share_a_table_have_their_own_scales(model):
+    first, second, *_ = modules(model)
+    second.table = first.table
+    found = logits(model)
+    first.table.prepared = None
+    assert torch.equal(logits(model), found)
+    with torch.no_grad():
+        second.scale.neg_()
+    assert not torch.equal(logits(model), found)
+
+
 def test_a_copy_has_its_own(model):
     before = logits(model)
     other = copy.deepcopy(model)

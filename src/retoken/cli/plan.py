@@ -224,14 +224,12 @@ def _of_store(
 ) -> tuple[Frequencies, list[Uniques]]:
     from retoken.data.tokens import TokenStore
     from retoken.nn import index_for
-    from retoken.plan.measured import of_lookups, of_store, with_clustering
+    from retoken.plan.measured import of_lookups, with_clustering
 
     store, context = TokenStore.open(folder), batch.context_length
     index = None if modulator is None else index_for(modulator, vocab_size)
-    if modulator is None or index is None:
-        found = of_store(store, vocab_size)
-    else:
-        found = of_lookups(store, index, modulator.table_rows(vocab_size), context)
+    rows = vocab_size if modulator is None else modulator.table_rows(vocab_size)
+    found = of_lookups(store, index, rows, context)
     micro = batch.tokens // context
     sizes = (1, micro, micro * batch.ranks, batch.sequences)
     return with_clustering(found, store, sizes, context, index)

@@ -18,7 +18,7 @@ class Prepared:
     Its table keeps it, so that it goes with the table, whose memory it points into.
     """
 
-    __slots__ = ("_numbers", "_others", "_parameters", "_source", "ready")
+    __slots__ = ("_numbers", "_others", "_own", "_parameters", "_source", "ready")
 
     def __init__(self, module: nn.Module, source: object, ready: Any) -> None:
         """
@@ -28,7 +28,7 @@ class Prepared:
             ready: what its `ready` gave.
         """
         self._source, self.ready = source, ready.at(fused.NOWHERE)
-        self._numbers, self._others = _numbers(module), _others(module)
+        self._own, self._numbers, self._others = module._parameters, _numbers(module), _others(module)
         self._parameters = [
             (owner._parameters, name, p, p.data_ptr(), p.dtype, p.shape)
             for owner in module.modules()
@@ -38,7 +38,9 @@ class Prepared:
 
     def holds(self, module: nn.Module, source: object) -> bool:
         """Whether it is of a modulator as it now is, and of rows from there."""
-        if source is not self._source or self._numbers != _numbers(module) or self._others != _others(module):
+        if source is not self._source or module._parameters is not self._own:
+            return False
+        if self._numbers != _numbers(module) or self._others is not _others(module):
             return False
         for held_by, name, p, address, dtype, shape in self._parameters:
             if held_by.get(name) is not p or p.data_ptr() != address or p.dtype is not dtype:
@@ -67,8 +69,8 @@ def _others(module: nn.Module) -> Any:
     return module._modules.get("router")
 
 
-class Pass(NamedTuple):
-    """What the modulators of one pass share."""
+class Preparation(NamedTuple):
+    """What the modulators of one pass are made ready with."""
 
     places: fused.Places
     """The records of its positions."""

@@ -14,7 +14,7 @@ from retoken.nn.context import Fetch, NearFetch, RowSource
 from retoken.nn.index import Head, NgramIndex, TokenAndNgrams, Tokens
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
-from retoken.nn.prepared import Pass
+from retoken.nn.prepared import Preparation
 from retoken.nn.retoken import ReToken
 from retoken.nn.table import TableFactory, TokenTable
 from retoken.ops import RouterLoad, Routing, balance_loss, fused, router_load
@@ -124,7 +124,7 @@ class ModulatorStack(nn.Module):
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
             return {}
-        sums = self.index is not None and self.index.rows_per_position > 1
+        sums = self.config.sums_rows
         if not isinstance(self.config, MoRTConfig if sums else IndexedConfig):  # no kernel gates by a sum
             return {}
         if fetch is not None and not isinstance(fetch, NearFetch):
@@ -132,10 +132,8 @@ class ModulatorStack(nn.Module):
         places = Places.of(ids) if fetch is None else fetch.places()
         if places is None:
             return {}
-        shape = ids.shape[:-1] if sums else ids.shape
-        now = Pass(
-            places, fused.Room(shape, len(self.layers), self._width), fetch, ids.shape if sums else None
-        )
+        room = fused.Room(ids.shape[:-1] if sums else ids.shape, len(self.layers), self._width)
+        now = Preparation(places, room, fetch, ids.shape if sums else None)
         found = {}
         for name, module in self.layers.items():
             if _is_bare(module) and (ready := now.ready(int(name), module, ids)) is not None:

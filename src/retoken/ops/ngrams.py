@@ -29,8 +29,9 @@ def ngram_hash(ids: Tensor, mask: Tensor | None, order: int, salt: int = 0) -> T
     for back in range(order):
         if back:
             token = F.pad(token, (1, 0))[:, :-1]
+        if back and present is not None:
+            present = F.pad(present, (1, 0))[:, :-1] & present
         if present is not None:
-            present = F.pad(present, (1, 0))[:, :-1] & present if back else present
             token = token * present
         product = (token ^ hashed) * MULTIPLIER
         hashed = (product >> BITS) ^ (product & MASK)

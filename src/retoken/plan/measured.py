@@ -44,20 +44,22 @@ def of_store(store: TokenStore, vocab_size: int | None = None) -> Frequencies:
 
 
 def of_lookups(
-    store: TokenStore, index: NgramIndex, rows: int, context_length: int, tokens: int = 1 << 22
+    store: TokenStore, index: NgramIndex | None, rows: int, context_length: int, tokens: int = 1 << 22
 ) -> Frequencies:
-    """Of the rows that positions of a store's training split read, where rows are looked up by n-grams.
+    """Of the rows that positions of a store's training split read.
 
     Args:
         store: the corpus.
-        index: what looks them up.
+        index: what looks them up; None: they are those of tokens, whose counts the store has.
         rows: of a table.
         context_length: tokens of a sequence.
         tokens: how many are looked at, spread evenly over the split.
 
     Raises:
-        DataError: the split is shorter than one sequence.
+        DataError: the split is shorter than one sequence, or the store has more ids than there are rows.
     """
+    if index is None:
+        return of_store(store, rows)
     counts = np.zeros(rows)
     for ids in eval_windows(store.split("train"), context_length, tokens, batch_size=64):
         counts += np.bincount(index(ids, None).numpy().ravel(), minlength=rows)

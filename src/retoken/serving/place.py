@@ -297,8 +297,7 @@ def _move(
     """Fill the tiers, then let the layers read from them and the tables go."""
     tiers = _build_tiers(layout, homes, packed, seat)
     _fill(tiers, homes, stored, seat.neighbours)
-    how = (asked.prefetch, asked.gather)
-    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, *how)
+    source = PlacedRows(layout, tiers, homes, seat.dtype, seat.device, check, asked.prefetch, asked.gather)
     served = str(packed.path) if packed is not None and "disk" in homes.names else None
     source.placement = Placement(
         rows=layout.rows,

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from retoken.config import ModulatorConfig, MoRTConfig
 from retoken.data.tokens import TokenStore
-from retoken.nn import NgramIndex, TableFactory, TokenTable, index_for
+from retoken.nn import TableFactory, TokenTable, index_for
 from retoken.parallel import Layout, ShardedRows, TableMesh, open_mesh, shard_tables, sharded
-from retoken.plan import Batch, Choice, Frequencies, Tables, choose
+from retoken.plan import Batch, Choice, Tables, choose
 from retoken.plan.measured import of_lookups
 from retoken.rows import HostRows, LocalRows, train_by_rows, train_from_host
 from retoken.train.config import TrainConfig
@@ -93,18 +93,13 @@ class Furnisher:
         return choose(
             tables,
             batch,
-            self._frequencies(index, tables.vocab_size),
+            of_lookups(self.store, index, tables.vocab_size, config.context_length),
             emp=config.tables.ranks,
             layout=config.tables.layout,
             option=config.tables.exchange,
             forwards=2 if balances and batch.micro_batches > 1 else 1,
             recomputed=config.activation_checkpointing,
         )
-
-    def _frequencies(self, index: NgramIndex | None, rows: int) -> Frequencies:
-        if index is None:
-            return Frequencies.of_counts(self.store.token_counts().numpy(), rows)
-        return of_lookups(self.store, index, rows, self.config.context_length)
 
 
 def _vocab_size(backbone: PreTrainedModel) -> int:
