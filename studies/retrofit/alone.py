@@ -3,8 +3,9 @@
     retoken eval MODEL --tasks paper --task-data packages --no-share-contexts --out RESULTS
     python studies/retrofit/alone.py MODEL RESULTS --table alone.csv
 
-Only the definitions of tasks, which say where documents lie, are this package's. Prints, and writes, for each
-task: both values of each metric, and the largest difference of a log-likelihood.
+Only the definitions of tasks, which say where documents lie, are this package's. Type and batch size have to
+be those of RESULTS. Prints, and writes, for each task: both values of each metric, and the largest difference
+of a log-likelihood.
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=int, default=0)
     args = parser.parse_args()
-    model = HFLM(args.model, device=args.device, dtype="float32", batch_size=args.batch_size)
+    model = HFLM(args.model, device=args.device, dtype=args.dtype, batch_size=args.batch_size)
     definitions = package_tasks().definitions(harness.own_definitions(), harness.version())
     manager = TaskManager(include_path=definitions, include_defaults=False)
     folder = ResultsFolder.open(args.results)
