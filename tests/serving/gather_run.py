@@ -57,14 +57,14 @@ def make(kind, per_token, width, capacity=8, layers=(0, 1, 3)):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (5, 7)])
 @pytest.mark.parametrize("at_once", [0, 1 << 30])
 def test_bytes_are_the_hosts(kind, per_token, width, shape, at_once, monkeypatch):
-    monkeypatch.setattr(direct, "AT_ONCE", at_once)
+    monkeypatch.setattr(direct.DeviceStage, "at_once", at_once)
     stage, layout, records = make(kind, per_token, width)
     ids = torch.randint(0, V, shape, generator=torch.Generator().manual_seed(3))
     buffers = stage.fetch(ids)
     for number, layer in enumerate(layout.layers):
         rows, positions = stage.rows(buffers, layer, torch.float32)
         wanted = torch.full((ids.numel(), layout.staged_bytes), 0xFF, dtype=torch.uint8)
-        layout.part_of(records[ids.flatten()], number, out=wanted)
+        layout.parts_of(records[ids.flatten()], number, out=wanted[None])
         used = layout.part_bytes + layout.layer_scale_bytes
         got = buffers.device[number, positions.flatten()]
         assert torch.equal(got[:, :used], wanted[:, :used])
@@ -75,12 +75,12 @@ def test_bytes_are_the_hosts(kind, per_token, width, shape, at_once, monkeypatch
         assert (buffers.device[..., used:] == 0xFF).all(), "written past a part"
 
 
-def test_a_launch_and_an_event_a_layer_or_one_for_all(monkeypatch):
+def test_a_launch_and_an_event_a_layer_or_one_for_all():
     stage, layout, _ = make("float32", None, 12)
     buffers = stage.fetch(torch.tensor([[1, 2]]))
     assert stage.lane.log == ["follow", "launch", "mark"] and buffers.events == [1, 1, 1]
-    monkeypatch.setattr(direct, "AT_ONCE", 0)
     stage, layout, _ = make("float32", None, 12)
+    stage.at_once = 0
     buffers = stage.fetch(torch.tensor([[1, 2]]))
     assert stage.lane.log == ["follow", *["launch", "mark"] * 3] and buffers.events == [1, 2, 3]
     stage.rows(buffers, layout.layers[1], torch.float32)

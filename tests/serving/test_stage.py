@@ -49,20 +49,21 @@ def _rows(per_token, layers=(0, 1, 3)):
     return {i: torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in layers}
 
 
-def _stage(kind, per_token=None, capacity=8):
+def _stage(kind, per_token=None, capacity=8, at_once=0):
     rows = _rows(per_token)
     layout = RecordLayout(vocab_size=V, layers=tuple(rows), rows_per_token=per_token, width=D, rows=kind)
     records = layout.encode(rows)
     stage = Stage(layout, lambda ids: records[ids], CPU, capacity)
-    stage.lane = Recorder()
+    stage.lane, stage.at_once = Recorder(), at_once
     return stage, layout, records
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8", "float8_e4m3"])
 @pytest.mark.parametrize("per_token", [None, 3])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 4), (5, 7)])
-def test_layers_get_their_rows(kind, per_token, shape):
-    stage, layout, records = _stage(kind, per_token)
+@pytest.mark.parametrize("at_once", [0, 1 << 30])
+def test_layers_get_their_rows(kind, per_token, shape, at_once):
+    stage, layout, records = _stage(kind, per_token, at_once=at_once)
     ids = torch.randint(0, V, shape, generator=torch.Generator().manual_seed(3))
     buffers = stage.fetch(ids)
     for layer in layout.layers:
@@ -78,6 +79,16 @@ def test_each_layer_waits_for_its_own_copy():
     assert stage.lane.log == ["follow", *[x for n in (1, 2, 3) for x in ("copy", ("mark", n))]]
     stage.rows(buffers, layout.layers[1], torch.float32)
     assert stage.lane.log[-1] == ("wait", 2)
+
+
+def test_rows_of_a_few_positions_travel_together():
+    stage, layout, _ = _stage("float32", at_once=3 * 2 * D * 4)
+    buffers = stage.fetch(torch.tensor([[1, 2]]))
+    assert stage.lane.log == ["follow", "copy", ("mark", 1)]
+    stage.rows(buffers, layout.layers[1], torch.float32)
+    assert stage.lane.log[-1] == ("wait", 1)
+    stage.fetch(torch.tensor([[1, 2, 3]]))
+    assert stage.lane.copies == 1 + 3
 
 
 def test_what_was_prefetched_is_not_copied_again():
@@ -137,7 +148,7 @@ def test_a_replay_waits_for_everything():
     stage, _, _ = _stage("float32")
     stage.prefetch(torch.tensor([[3]]))
     stage.wait()
-    assert stage.lane.log[-3:] == [("wait", 1), ("wait", 2), ("wait", 3)]
+    assert stage.lane.log[-1] == ("wait", 3)
 
 
 def test_host_memory_is_not_overwritten_while_it_is_copied_from():

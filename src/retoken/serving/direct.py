@@ -23,9 +23,6 @@ from retoken.serving.stage import CAPACITY, Buffers, Stage
 Gatherer = Literal["host", "device"]
 """Who gathers the records of a pass that are in host memory, where the model computes on a device: the
 host, into page-locked buffers that are copied; or the device, straight out of host memory."""
-AT_ONCE = 1 << 20
-"""Bytes of a pass below which one launch gathers all layers; above, each layer has a launch and an event of
-its own. A guess: nothing was measured."""
 PORTABLE, MAPPED = 1, 2
 """Flags of cudaHostRegister."""
 
@@ -69,8 +66,7 @@ class DeviceStage(Stage):
         finally:
             self.forget()
         wanted, used = torch.zeros_like(got), self.layout.part_bytes + self.layout.layer_scale_bytes
-        for number, part in enumerate(wanted):
-            self.layout.part_of(self._on_host(ids), number, out=part)
+        self.layout.parts_of(self._on_host(ids), 0, out=wanted)
         return torch.equal(got[..., :used], wanted[..., :used])
 
     def _on_host(self, ids_R: Tensor) -> Tensor:
@@ -91,7 +87,8 @@ class DeviceStage(Stage):
         ids_R = ids_R.to(self.device)
         self.lane.follow()
         layers, into.events = len(self.layout.layers), []
-        step = layers if layers * len(ids_R) * self.layout.staged_bytes <= AT_ONCE else 1
+        few = layers * len(ids_R) * self.layout.staged_bytes <= self.at_once
+        step = layers if few or self.lane.capturing() else 1
         for first in range(0, layers, step):
             out = into.device[first : first + step]
             self.lane.launch(

@@ -111,19 +111,27 @@ class RecordLayout:
 
     @property
     def staged_bytes(self) -> int:
-        """Bytes of one layer's rows and scales, as `part_of` puts them side by side."""
+        """Bytes of one layer's rows and scales, as `parts_of` puts them side by side."""
         return _up(self.part_bytes + self.layer_scale_bytes, PART_ALIGN)
 
-    def part_of(self, records: Tensor, number: int, out: Tensor) -> None:
-        """The `number`-th layer's rows and scales of records [R, record_bytes], to out [R, staged_bytes]."""
-        start, size = number * self.part_bytes, self.layer_scale_bytes
-        out[:, : self.part_bytes] = records[:, start : start + self.part_bytes]
+    def parts_of(self, records: Tensor, first: int, out: Tensor) -> None:
+        """Rows and scales of P layers from the `first`-th on, of records [R, record_bytes].
+
+        To out [P, R, staged_bytes].
+        """
+        size, at = self.layer_scale_bytes, self.part_bytes
+        out[..., :at] = self._of_layers(records, first * at, len(out), at)
         if size:
-            first = self.scales_start + number * size
-            out[:, self.part_bytes : self.part_bytes + size] = records[:, first : first + size]
+            start = self.scales_start + first * size
+            out[..., at : at + size] = self._of_layers(records, start, len(out), size)
+
+    @staticmethod
+    def _of_layers(records: Tensor, start: int, count: int, size: int) -> Tensor:
+        """`count` pieces of `size` bytes of each record, layers first: [count, R, size]."""
+        return records[:, start : start + count * size].unflatten(1, (count, size)).transpose(0, 1)
 
     def decode_part(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
-        """Rows [R, D] or [R, E, D] in `dtype`, from what `part_of` gave."""
+        """Rows [R, D] or [R, E, D] in `dtype`, from what `parts_of` gave of it."""
         stored = STORED[self.rows]
         used = self.rows_per_layer * self.width * stored.itemsize
         scales = parts[:, self.part_bytes : self.part_bytes + self.layer_scale_bytes]

@@ -1,10 +1,11 @@
 """Rows on their way from host memory to a device: fixed buffers, one side stream, an event a layer.
 
 Rows are gathered by the host into page-locked memory where the system grants it, ordinary memory where not,
-and copied layer by layer, so that the first layers can start before the last ones' rows are there. Two sets
-of buffers take turns, so that the rows of the next pass can travel while this one computes. Where a graph
-has been captured, the set that it reads keeps its place and gets the rows of every pass that fits:
-`prefetch` and `wait` then stand before each replay. `serving.direct` has the device gather rows instead.
+and copied: those of a few positions all at once, of many layer by layer, so that the first layers can start
+before the last ones' rows are there. Two sets of buffers take turns, so that the rows of the next pass can
+travel while this one computes. Where a graph has been captured, the set that it reads keeps its place and
+gets the rows of every pass that fits: `prefetch` and `wait` then stand before each replay. `serving.direct`
+has the device gather rows instead.
 """
 
 from __future__ import annotations
@@ -27,38 +28,50 @@ Gather = Callable[[Tensor], Tensor]
 
 
 class Buffers:
-    """Room for a pass: [L, capacity, staged bytes], on the device and, where it gathers, on the host."""
+    """Room for the rows of a pass, on the device and, where it gathers, on the host."""
 
     def __init__(
         self, layout: RecordLayout, capacity: int, device: torch.device, by_host: bool = True
     ) -> None:
-        shape = (len(layout.layers), capacity, layout.staged_bytes)
-        self.host = _page_locked(shape, device) if by_host else None
-        self.device = torch.empty(shape, dtype=torch.uint8, device=device)
+        self.capacity = capacity
+        """Positions there is room for."""
+        self._layers, self._staged_bytes = len(layout.layers), layout.staged_bytes
+        size = self._layers * capacity * self._staged_bytes
+        self._host = _page_locked(size, device) if by_host else None
+        self._device = torch.empty(size, dtype=torch.uint8, device=device)
+        self.device = self.on_device(capacity)
+        """Of the pass in it: [L, R, staged bytes]."""
         self._numbers = torch.arange(capacity, device=device)
         self.ids: Tensor | None = None
         self.positions: Tensor | None = None
         self.events: list[Any] = []
         self.waited = True
 
-    @property
-    def capacity(self) -> int:
-        """Positions there is room for."""
-        return self.device.shape[1]
+    def on_device(self, count: int) -> Tensor:
+        """Room for `count` records, [L, count, staged bytes], all layers side by side."""
+        return self._of(self._device, count)
+
+    def on_host(self, count: int) -> Tensor:
+        """The same where the host gathers."""
+        assert self._host is not None
+        return self._of(self._host, count)
+
+    def _of(self, room: Tensor, count: int) -> Tensor:
+        return room[: self._layers * count * self._staged_bytes].view(self._layers, count, -1)
 
     def in_order(self, shape: torch.Size) -> Tensor:
         """Positions of a pass of that shape, each with a record of its own; they keep their address."""
         return self._numbers[: shape.numel()].view(shape)
 
 
-def _page_locked(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Memory that a device copies from without the host's help, where the system grants it."""
+def _page_locked(size: int, device: torch.device) -> Tensor:
+    """Bytes that a device copies from without the host's help, where the system grants it."""
     if device.type == "cuda":
         try:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:  # no right to lock pages: copies then wait for the host, and are as right
             pass
-    return torch.empty(shape, dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8)
 
 
 class Stage:
@@ -66,6 +79,9 @@ class Stage:
 
     gathered_by: Literal["host", "device"] = "host"
     """Who gathers records."""
+    at_once = 1 << 26
+    """Bytes of a pass up to which the rows of all layers travel together; of a larger one layer by layer.
+    `studies/inference` has both ways on a GPU, up to 88 MB."""
 
     def __init__(
         self, layout: RecordLayout, gather: Gather, device: torch.device, capacity: int = CAPACITY
@@ -104,7 +120,7 @@ class Stage:
 
     def wait(self) -> None:
         """Have the device wait for all rows on their way: before the replay of a graph."""
-        for event in self._latest.events:
+        for event in self._latest.events[-1:]:  # events of one stream happen in order
             self.lane.wait(event)
 
     def rows(self, buffers: Buffers, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -142,18 +158,19 @@ class Stage:
                 f'read have room for {room.capacity}; accepted: as many, or gather="device"'
             )
         self._captured, room.positions = True, room.in_order(ids.shape)
+        room.device = room.on_device(ids.numel())
         return room
 
     def _fill(self, into: Buffers, ids_R: Tensor) -> None:
-        """Gather the records of ids and copy them layer by layer; each layer's event follows its copy."""
+        """Gather the records of ids and copy them, all layers at once or one by one; events follow."""
         self.lane.follow()
         records = self.gather(ids_R.cpu())
-        assert into.host is not None
         if into.events:
             self.lane.finish(into.events[-1])
-        into.events = []
-        for number in range(len(self.layout.layers)):
-            host = into.host[number, : len(records)]
-            self.layout.part_of(records, number, out=host)
-            self.lane.copy(into.device[number, : len(records)], host)
-            into.events.append(self.lane.mark())
+        into.device, host = into.on_device(len(records)), into.on_host(len(records))
+        layers, into.events = len(self.layout.layers), []
+        step = layers if host.nbytes <= self.at_once else 1
+        for first in range(0, layers, step):
+            self.layout.parts_of(records, first, out=host[first : first + step])
+            self.lane.copy(into.device[first : first + step], host[first : first + step])
+            into.events += [self.lane.mark()] * step
