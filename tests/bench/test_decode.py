@@ -45,10 +45,21 @@ def test_every_placement_takes_turns_and_agrees(backbone, some, tmp_path, rows):
     assert [s.tpot.median for s in summary if s.variant == cases.BASELINE] == [1.0]
 
 
+def test_whole_tables_and_their_placements_agree(backbone, some, tmp_path):
+    options = {"kernels": "eager", "folder": tmp_path}
+    made = cases.resident_cases(backbone, ("retoken", "mort-2of4"), ("host", "disk-warm"), **options)
+    assert [case.placement for case in made] == ["", *["resident", "host", "disk-warm"] * 2]
+    assert len(turns.take(made, some, lambda: None)) == 2 * len(made)
+    with pytest.raises(ConfigError, match="--placements has sync-host"):
+        cases.resident_cases(backbone, ("retoken",), ("sync-host",), **options)
+    with pytest.raises(ConfigError, match="no GPU may read"):
+        cases.resident_cases(backbone, ("retoken",), ("host-direct",), **options)
+
+
 @pytest.mark.parametrize("variant", ["retoken", "mort-3of5"])
 def test_the_papers_protocol_computes_the_same_up_to_rounding(backbone, some, tmp_path, variant):
     made = _make(backbone, some, tmp_path, ("device", "sync-host", "sync-cold"), variants=(variant,))
-    _, device, host, cold = (turns.run(case, some[0])[2] for case in made)
+    _, device, host, cold = (turns.run(case, case.passes_over(some[0]), some[0])[2] for case in made)
     assert torch.allclose(device, host, atol=1e-4) and torch.equal(host, cold)
 
 
@@ -111,6 +122,21 @@ def test_options_are_checked(tiny_store, capsys):
         assert f"{option} is" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--kernels", "triton"], "--kernels is triton on a CPU; accepted: eager"),
+        (["--passes", "graph"], "--passes is graph on a CPU; accepted: eager"),
+        (["--device", "cuda"], "--device is cuda, and PyTorch finds no GPU; accepted: cpu"),
+        (["--placements", "host-direct"], "--placements has host-direct"),
+    ],
+)
+def test_what_a_cpu_has_not_is_refused(tiny_store, words, reason, capsys):
+    assert main(["bench", "decode", "demo", "--data", str(tiny_store), *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_a_text_that_is_too_short_is_refused(tiny_store):
     with pytest.raises(ConfigError, match="--prompt-lengths has 9999999"):
         prompts.cut(tiny_store, count=1, batch=1, length=9999999, following=1, seed=0)
@@ -130,5 +156,5 @@ def test_a_cold_case_reads_the_disk(backbone, some, tmp_path):
     case = _make(backbone, some, tmp_path, ("disk-cold",), variants=("retoken",))[1]
     dropped = []
     counted = replace(case, between=lambda: dropped.append(case.between()))
-    turns.run(counted, some[0])
+    turns.run(counted, counted.passes_over(some[0]), some[0])
     assert len(dropped) == 1 + some[0].following.shape[1]

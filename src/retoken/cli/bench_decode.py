@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,11 +18,20 @@ from retoken.cli.options import as_json
 from retoken.errors import ConfigError
 
 if TYPE_CHECKING:
+    from retoken.bench.decode.cases import Case
     from retoken.bench.decode.prompts import Prompt
 
 Variant = Literal["retoken", "mort-2of4", "mort-3of5"]
 Where = Literal[
-    "device", "host", "disk-warm", "disk-cold", "chosen-cold", "none-cold", "sync-host", "sync-cold"
+    "device",
+    "host",
+    "host-direct",
+    "disk-warm",
+    "disk-cold",
+    "chosen-cold",
+    "none-cold",
+    "sync-host",
+    "sync-cold",
 ]
 
 
@@ -43,7 +52,8 @@ class BenchDecode:
     """Of a preset."""
     placements: tuple[Where, ...] = ("device", "host", "disk-warm", "disk-cold", "sync-host", "sync-cold")
     """"warm": the file is cached; "cold": its cache is dropped before every pass; "chosen", "none": other
-    ways to prefetch; "sync": the protocol of Sec. 3.3.2, with nothing asked for ahead."""
+    ways to prefetch; "direct": a GPU reads host memory itself; "sync": the protocol of Sec. 3.3.2, with
+    nothing asked for ahead, on a CPU."""
     batches: tuple[int, ...] = (1,)
     """Sequences at once."""
     prompt_lengths: tuple[int, ...] = (128,)
@@ -55,7 +65,15 @@ class BenchDecode:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of a preset's weights."""
     rows: Literal["float32", "bfloat16", "int8", "float8_e4m3"] = "bfloat16"
-    """Row type of a preset's tables."""
+    """Row type of a preset's tables; on a GPU the weights'."""
+    vocab_size: int = 0
+    """Of a preset's backbone and tables; 0: the preset's."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model computes. On a GPU a preset gets whole tables, which are timed resident, too."""
+    kernels: Literal["eager", "triton"] = "eager"
+    """What modulators on a GPU compute with."""
+    passes: Literal["eager", "graph"] = "eager"
+    """How a GPU decodes: by calls of the model, or by replays of a CUDA graph of one."""
     cap: bool = False
     """Run under a memory limit that leaves a quarter of the records in use for cached pages (cgroup v1)."""
     bound: bool = False
@@ -117,21 +135,38 @@ class BenchDecode:
             for batch in self.batches
         ]
 
-    def _cases(self, prompts: list[Prompt], folder: Path) -> list:
+    def _cases(self, prompts: list[Prompt], folder: Path) -> list[Case]:
+        from retoken import presets
+
+        cases = self._of_preset(prompts, folder) if self.model in presets.names() else self._trained(folder)
+        if self.passes == "eager":
+            return cases
+        from retoken.bench.decode.passes import GraphPasses
+
+        return [replace(case, passes=GraphPasses) for case in cases]
+
+    def _of_preset(self, prompts: list[Prompt], folder: Path) -> list[Case]:
         import torch
 
-        from retoken import presets
         from retoken.bench.decode import cases
         from retoken.bench.decode.prompts import tokens_of
 
-        if self.model in presets.names():
-            backbone = cases.random_backbone(self.model, getattr(torch, self.dtype))
-            options = {"rows": self.rows, "tokens": tokens_of(prompts), "folder": folder}
-            return cases.preset_cases(backbone, self.variants, self.placements, **options)
+        dtype = getattr(torch, self.dtype)
+        backbone = cases.random_backbone(self.model, dtype, self.vocab_size, self.device)
+        if self.device == "cuda":
+            options = {"kernels": self.kernels, "folder": folder}
+            return cases.resident_cases(backbone, self.variants, self.placements, **options)
+        options = {"rows": self.rows, "tokens": tokens_of(prompts), "folder": folder}
+        return cases.preset_cases(backbone, self.variants, self.placements, **options)
+
+    def _trained(self, folder: Path) -> list[Case]:
+        import retoken
+        from retoken.bench.decode import cases
         from retoken.eval import open_checkpoint
 
-        loaded = open_checkpoint(self.model)
-        return cases.trained_cases(loaded.model, self.placements, folder=folder)
+        model = open_checkpoint(self.model).model.to(self.device)  # pyright: ignore
+        retoken.use_kernels(model, self.kernels)
+        return cases.trained_cases(model, self.placements, folder=folder)
 
     @contextmanager
     def _limit(self, cases: Sequence, prompt: Any) -> Iterator[None]:
@@ -145,7 +180,7 @@ class BenchDecode:
 
         with capped() as cap:
             for case in cases:
-                turns.run(case, prompt)
+                turns.run(case, case.passes_over(prompt), prompt)
             files = {case.packed.path: case for case in cases if case.packed is not None}
             for case in files.values():
                 drop_cache(case.packed)
@@ -187,6 +222,7 @@ class BenchDecode:
             ("threads", 0),
             ("bound_tokens", 1),
             ("bound_vocab", 64),
+            ("vocab_size", 0),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(
@@ -194,6 +230,19 @@ class BenchDecode:
                 )
         if not self.variants or not self.placements:
             raise ConfigError("--variants or --placements is empty; accepted: one or more")
+        self._check_device()
+
+    def _check_device(self) -> None:
+        import torch
+
+        if self.device == "cpu":
+            for name, only in (("kernels", self.kernels), ("passes", self.passes)):
+                if only != "eager":
+                    raise ConfigError(f"--{name} is {only} on a CPU; accepted: eager, or --device cuda")
+        elif not torch.cuda.is_available():
+            raise ConfigError("--device is cuda, and PyTorch finds no GPU; accepted: cpu")
+        elif self.bound or self.cap:
+            raise ConfigError("--device is cuda; accepted with --bound and --cap: cpu")
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import retoken
 from retoken import presets
 from retoken.bench.decode import records
+from retoken.bench.decode.passes import EagerPasses, Passes
+from retoken.bench.decode.prompts import Prompt
 from retoken.bench.decode.synchronous import SynchronousRows
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import ConfigError
@@ -41,8 +43,10 @@ class Case:
 
     variant: str
     placement: str
-    """"device", "host", or on disk by way to prefetch and state of the cache, or the paper's protocol."""
+    """Where rows are and how they are fetched; "resident": in the model's own tables."""
     model: PreTrainedModel
+    passes: Callable[[PreTrainedModel, int, int], Passes] = EagerPasses
+    """Makes them for a model, a batch and the longest sequence."""
     packed: PackedFile | None = None
     """The file that rows are read from, if any are."""
     bytes_in_use: int = 0
@@ -57,14 +61,21 @@ class Case:
         """For tables."""
         return self.variant if self.variant == BASELINE else f"{self.variant} {self.placement}"
 
+    def passes_over(self, prompt: Prompt) -> Passes:
+        """Over this prompt, and others of its size."""
+        return self.passes(self.model, len(prompt.ids), prompt.ids.shape[1] + prompt.following.shape[1])
 
-def random_backbone(preset: str, dtype: torch.dtype, vocab_size: int = 0) -> PreTrainedModel:
+
+def random_backbone(
+    preset: str, dtype: torch.dtype, vocab_size: int = 0, device: str = "cpu"
+) -> PreTrainedModel:
     """A preset's backbone with random weights; `vocab_size` 0: the preset's."""
     found = presets.get(preset)
     size = vocab_size or found.vocab_size
     config = AutoConfig.for_model(found.model_type, vocab_size=size, **found.backbone)
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -132,6 +143,8 @@ class Shelves:
             return SynchronousRows(layout, self.memory["host"].records, self.homes.slot_V, dtype)
         if placement == "sync-cold":
             return SynchronousRows(layout, self.packed.records(), torch.arange(layout.vocab_size), dtype)
+        if placement == "host-direct":
+            raise ConfigError(f"--placements has {placement} on a CPU; accepted there: all others")
         if placement in self.memory:
             homes = self.homes._replace(names=(placement, "disk"))
             tiers = {placement: self.memory[placement], "disk": self.packed}
@@ -178,25 +191,55 @@ def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: 
     """A trained model's plain backbone, the model as it is ("resident"), and its placements.
 
     Raises:
-        ConfigError: the paper's protocol is asked for, which has random rows only.
+        ConfigError: the paper's protocol is asked for, which has random rows on a CPU only; or a device's own
+            gather, which the system does not allow.
     """
+    plain = Case(variant=BASELINE, placement="", model=retoken.detach(twin(model)))
+    return [plain, *_placed_cases(model, "trained", placements, folder)]
+
+
+def resident_cases(
+    backbone: PreTrainedModel,
+    variants: Sequence[str],
+    placements: Sequence[str],
+    *,
+    kernels: Any,
+    folder: Path,
+) -> list[Case]:
+    """The plain backbone, then every variant with whole random tables beside it ("resident"), and placed.
+
+    Raises:
+        ConfigError: as `trained_cases`; or kernels that do not run here.
+    """
+    cases = [Case(variant=BASELINE, placement="", model=backbone)]
+    for variant in variants:
+        torch.manual_seed(1)
+        model = retoken.attach(twin(backbone), VARIANTS[variant]).eval()
+        retoken.use_kernels(model, kernels)
+        cases += _placed_cases(model, variant, placements, folder)
+    return cases
+
+
+def _placed_cases(
+    model: PreTrainedModel, variant: str, placements: Sequence[str], folder: Path
+) -> list[Case]:
     for placement in placements:
         if placement.startswith("sync"):
-            raise ConfigError(f"--placements has {placement}; accepted with a trained model: all but sync-*")
-    plain = retoken.detach(twin(model))
-    path, name = folder / "trained.safetensors", "trained"
-    cases = [
-        Case(variant=BASELINE, placement="", model=plain),
-        Case(variant=name, placement="resident", model=model),
-    ]
+            raise ConfigError(f"--placements has {placement}; accepted with whole tables: all but sync-*")
+    path = folder / f"{variant}.safetensors"
+    cases = [Case(variant=variant, placement="resident", model=model)]
     for placement in placements:
         placed = twin(model)
-        first = placement.split("-")[0]
+        first, _, how = placement.partition("-")
         tier: Any = first if first in ("device", "host") else "disk"
         ahead: Any = first if first in ("chosen", "none") else "record"
         at = path if tier == "disk" else None
-        retoken.place(placed, tier, path=at, rows=_row_type(model), prefetch=ahead)
-        cases.append(_case(name, placement, placed, PackedFile(path) if tier == "disk" else None))
+        by: Any = "device" if how == "direct" else "host"
+        options: dict[str, Any] = {"rows": _row_type(model), "prefetch": ahead, "gather": by}
+        found = retoken.place(placed, tier, path=at, **options)
+        if how == "direct" and found.gathered_by != by:
+            raise ConfigError(f"--placements has {placement}, and no GPU may read this host's memory here")
+        cases.append(_case(variant, placement, placed, PackedFile(path) if tier == "disk" else None))
     return cases
 
 

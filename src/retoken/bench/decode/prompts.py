@@ -21,6 +21,10 @@ class Prompt(NamedTuple):
     following: Tensor
     """[B, N]"""
 
+    def to(self, device: torch.device) -> Prompt:
+        """There."""
+        return Prompt(*(part.to(device) for part in self))
+
 
 def cut(data: Path, *, count: int, batch: int, length: int, following: int, seed: int) -> list[Prompt]:
     """Prompts from anywhere in a store's held-out split.

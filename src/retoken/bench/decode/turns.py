@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from retoken.bench.decode.cases import BASELINE, Case
+from retoken.bench.decode.passes import Passes
 from retoken.bench.decode.prompts import Prompt
 from retoken.errors import TrainingError
 
@@ -86,26 +86,26 @@ class Summary:
 
 
 @torch.inference_mode()
-def run(case: Case, prompt: Prompt) -> tuple[float, float, Tensor]:
-    """Seconds to the first token and a further token, and the last logits [B, V]."""
+def run(case: Case, passes: Passes, prompt: Prompt) -> tuple[float, float, Tensor]:
+    """Seconds to the first token and a further token, until the host knows it, and the last logits [B, V]."""
     case.prepare(torch.cat([prompt.ids.flatten(), prompt.following.flatten()]).unique())
-    cache = DynamicCache(config=case.model.config)
+    prompt = prompt.to(case.model.device)
     case.between()
     started = time.perf_counter()
-    out = case.model(input_ids=prompt.ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    out.logits[:, -1].argmax(-1)
+    logits = passes.first(prompt.ids)
+    logits[:, -1].argmax(-1).cpu()
     first = time.perf_counter() - started
     spent = 0.0
-    for n in range(prompt.following.shape[1]):
+    for ids in prompt.following.split(1, dim=1):
         case.between()
         started = time.perf_counter()
-        ids = prompt.following[:, n : n + 1]
-        out = case.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        out.logits[:, -1].argmax(-1)
+        logits = passes.further(ids)
+        logits[:, -1].argmax(-1).cpu()
         spent += time.perf_counter() - started
-    return first, spent / prompt.following.shape[1], out.logits[:, -1].clone()
+    return first, spent / prompt.following.shape[1], logits[:, -1].clone()
 
 
+@torch.inference_mode()
 def take(cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun) -> list[Reading]:
     """Every case on every prompt; a variant's placements must agree bit for bit.
 
@@ -114,12 +114,12 @@ def take(cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun) -> lis
     Raises:
         TrainingError: outputs differ between placements that read the same rows.
     """
-    found = []
+    found, passes = [], {case.name: case.passes_over(prompts[0]) for case in cases}
     for repeat, prompt in enumerate(prompts, start=-1):
         logits: dict[str, tuple[str, Tensor]] = {}
         for case in cases[:: 1 if repeat % 2 == 0 else -1]:
             load = os.getloadavg()[0]
-            ttft, tpot, last = run(case, prompt)
+            ttft, tpot, last = run(case, passes[case.name], prompt)
             _check_equal(case, last, logits)
             if repeat >= 0:
                 found.append(_reading(case, prompt, repeat, ttft, tpot, load))
