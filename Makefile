@@ -74,8 +74,10 @@ unit: $(DEV)
 GPU_PYTHON ?= $(PYTHON)
 test-gpu:
 	PYTHONPATH=src $(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "PyTorch finds no GPU")'
-	PYTHONPATH=src $(GPU_PYTHON) -m pytest --noconftest tests/ops/kernels_run.py tests/nn/models_run.py
-	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/serving/test_gpu.py tests/train/test_gpu.py tests/optim/test_gpu.py
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest --noconftest tests/ops/kernels_run.py tests/ops/route_run.py \
+		tests/nn/models_run.py
+	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/serving/test_gpu.py tests/bench/test_gpu.py tests/train/test_gpu.py \
+		tests/optim/test_gpu.py
 
 # torch alone first, as above; what vLLM's package brings for other devices breaks its imports on a CPU.
 $(SERVED): pyproject.toml requirements/serving.txt

@@ -63,13 +63,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--tasks", nargs="*", default=list(EIGHT))
     args = parser.parse_args()
-    model = HFLM(args.model, device=args.device, dtype=args.dtype, batch_size=args.batch_size)
+    options = {"device": args.device, "dtype": args.dtype, "batch_size": args.batch_size}
+    model = HFLM(args.model, softmax_dtype="float32", **options)  # its own is of the weights' type
     definitions = package_tasks().definitions(harness.own_definitions(), harness.version())
     manager = TaskManager(include_path=definitions, include_defaults=False)
     folder = ResultsFolder.open(args.results)
     rows = []
-    for task in EIGHT:
+    for task in args.tasks:
         report = simple_evaluate(model=model, tasks=[task], task_manager=manager, limit=args.limit or None)
         rows += compare(task, report, folder.read(task))  # pyright: ignore
         for row in rows[len(rows) - len(folder.read(task).metrics) :]:

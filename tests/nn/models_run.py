@@ -36,7 +36,7 @@ CONFIGS = {
 DEVICE = kernel_device()
 INTERPRETED = DEVICE.type == "cpu"
 IDS = token_ids().to(DEVICE)
-OPS = ("folded_gate_rows", "folded_row_into", "gate_rows", "mix_rows_into")
+OPS = ("folded_gate_rows", "folded_row_into", "gate_rows", "mix_rows_into", "route_tokens")
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +81,14 @@ def run(model, ids=IDS):
     return loss.detach()
 
 
-def expected_calls(name):
+def expected_calls(name, training=True):
     """{kernel: calls} of one forward pass of a model of three layers."""
-    config = CONFIGS[name]
+    count = len(CONFIGS[name].table_layers(3))
     if name == "mort-delay":
         return {}
-    return {"gate_rows" if name.startswith("retoken") else "mix_rows_into": len(config.table_layers(3))}
+    if name.startswith("retoken"):
+        return {"gate_rows": count}
+    return {"mix_rows_into": count} | ({} if training else {"route_tokens": count})
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -136,7 +138,7 @@ def test_tables_in_host_memory(calls):
     assert_close("loss", run(eager), run(model))
     with torch.no_grad():
         assert_close("logits", *(m(input_ids=IDS).logits for m in (eager, model)), units=64)
-    assert calls == {"mix_rows_into": 6 if INTERPRETED else 3}
+    assert calls == {"mix_rows_into": 6 if INTERPRETED else 3, "route_tokens": 3}
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -148,7 +150,7 @@ def test_inference(name, folded, calls):
             retoken.fold(eager), retoken.fold(model)
         assert model.retoken.ready(IDS, None) == {} or name == "mort-delay"
         assert_close("logits", *(m(input_ids=IDS).logits for m in (eager, model)), units=128)
-    wanted = expected_calls(name)
+    wanted = expected_calls(name, training=False)
     if folded:
         to = {"gate_rows": "folded_gate_rows"} | (
             {"mix_rows_into": "folded_row_into"} if name == "mort-one" else {}
@@ -177,7 +179,7 @@ def test_placed_rows(name, rows, calls):
         source = model.retoken.source
         source.shelf = None
         assert_close("logits", *(m(input_ids=IDS).logits for m in (eager, model)), units=128)
-    assert sum(calls.values()) == 3
+    assert calls == expected_calls(name, training=False)
 
 
 def test_generation(calls):

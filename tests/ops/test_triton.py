@@ -8,7 +8,16 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from retoken.ops.triton import aot, folded_gate_rows, folded_row_into, gate_rows, launch, mix_rows_into  # noqa: E402
+from retoken.ops.triton import (  # noqa: E402
+    aot,
+    aot_route,
+    folded_gate_rows,
+    folded_row_into,
+    gate_rows,
+    launch,
+    mix_rows_into,
+    route_tokens,
+)
 
 ROOT = Path(__file__).parents[2]
 REGISTERS = {"gate_forward": 64, "folded_forward": 40, "folded_add_forward": 40, "mix_forward": 64}
@@ -16,13 +25,13 @@ REGISTERS = {"gate_forward": 64, "folded_forward": 40, "folded_add_forward": 40,
 
 
 def test_interpreted_kernels_equal_the_naive_equations(python):
-    """tests/ops/kernels_run.py, every one of its tests."""
-    words = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "tests/ops/kernels_run.py"]
-    ran = python(*words, TRITON_INTERPRET="1")
+    """tests/ops/kernels_run.py and route_run.py, every one of their tests."""
+    files = ["tests/ops/kernels_run.py", "tests/ops/route_run.py"]
+    ran = python("-m", "pytest", "--noconftest", "-p", "no:cacheprovider", *files, TRITON_INTERPRET="1")
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     last = ran.stdout.strip().splitlines()[-1]
     passed = re.match(r"(\d+) passed", last)
-    assert passed and int(passed[1]) > 90, last
+    assert passed and int(passed[1]) > 155, last
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +80,15 @@ def test_the_page_holds_what_the_command_prints(compiled):
     assert aot.report(compiled) in (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
 
 
+def test_the_router_spills_nothing_and_loads_16_bytes_at_a_time():
+    cases = aot_route.compile_routes((80, 90))
+    for case in cases:
+        assert case.spill_bytes == 0 and case.registers <= 128, case
+        assert case.vectorised or case.modulators > 8, case
+    if triton.__version__ == "3.9.0":
+        assert aot_route.report_routes(cases) in (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+
+
 T, V, E, K, D = 3, 7, 4, 2, 8
 
 
@@ -96,7 +114,18 @@ def _mix(**other):
     return mix_rows_into(**(given | other), gain=1.0, eps=1e-6)
 
 
+def _route(**other):
+    given = {"hidden_TD": torch.ones(T, D), "router_ED": torch.ones(E, D), "top_k": K}
+    return route_tokens(**(given | other))
+
+
 WRONG = [
+    (_route, {"hidden_TD": torch.ones(1, T, D)}, r"hidden: shape \(1, 3, 8\), expected \(any, any\)"),
+    (_route, {"router_ED": torch.ones(E, D + 1)}, r"router: shape \(4, 9\), expected \(any, 8\)"),
+    (_route, {"router_ED": torch.ones(E, D).double()}, "router: torch.float64, accepted are float32"),
+    (_route, {"router_ED": torch.ones(257, D)}, "router: 257 modulators, 1 to 256 are accepted"),
+    (_route, {"top_k": 5}, "top_k: 5, 1 to 4 are accepted"),
+    (_route, {"router_ED": torch.ones(E, D, requires_grad=True)}, "route_tokens has no backward"),
     (_gate, {"increment_TD": torch.ones(1, T, D)}, r"increment: shape \(1, 3, 8\), expected \(any, any\)"),
     (
         _gate,
@@ -125,7 +154,7 @@ def test_what_does_not_fit_is_refused(function, other, message):
         function(**other)
 
 
-@pytest.mark.parametrize("function", [_gate, _mix])
+@pytest.mark.parametrize("function", [_gate, _mix, _route])
 def test_the_cpu_is_refused_where_triton_does_not_interpret(function):
     with pytest.raises(
         ValueError, match=r"tensors on cpu: the kernels run on a GPU, or under TRITON_INTERPRET=1"

@@ -79,7 +79,7 @@ class FoldedMoRT(nn.Module):
         rows = self.table.rows_of(ids, fetched)
         if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
             return ready(hidden)
-        routing = self.router(hidden, self.top_k)
+        routing = self.router(hidden, self.top_k, self.kernels)
         return self.kernels.residual(rows, routing, self.scale, 1.0, self.eps), routing
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from retoken.nn.landing import Landing, Residual
 from retoken.nn.table import Fetched
-from retoken.ops import Routing, fused, gate, residual
+from retoken.ops import Routing, fused, gate, residual, route
 from retoken.ops.fused import Near
 from retoken.ops.precision import widen
 
@@ -32,6 +32,10 @@ class Kernels(Protocol):
             scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
             gain, eps: of Norm, see `ops.normalize`.
         """
+        ...
+
+    def route(self, hidden: Tensor, router: Tensor, top_k: int) -> Routing:
+        """The choice of `top_k` modulators for states [..., D], by a router [E, D] (Eq. 3)."""
         ...
 
     def residual(
@@ -64,6 +68,10 @@ class Operators:
         if scale is None:
             return (widen(increment) * (1 + widen(looked_up))).to(increment.dtype)
         return gate(increment, looked_up, scale, gain, eps)
+
+    def route(self, hidden: Tensor, router: Tensor, top_k: int) -> Routing:
+        """By a product and what follows it."""
+        return route(hidden, router, top_k)
 
     def residual(
         self, rows: Fetched, routing: Routing, scale: Tensor | None, gain: float, eps: float

@@ -12,7 +12,7 @@ from retoken.nn.kernels import Kernels
 from retoken.nn.landing import Landing, Mixture
 from retoken.nn.modulator import Modulator
 from retoken.nn.table import Fetched, TableFactory, TokenTable
-from retoken.ops import Routing, fused, route
+from retoken.ops import Routing, fused
 from retoken.ops.norm import norm_gain
 
 
@@ -30,9 +30,9 @@ class Router(nn.Module):
         """N(0, 0.02), small enough that every modulator starts with a like weight."""
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, hidden: Tensor, top_k: int) -> Routing:
+    def forward(self, hidden: Tensor, top_k: int, kernels: Kernels) -> Routing:
         """The choice for hidden states [..., D] (Eq. 3)."""
-        return route(hidden, self.weight, top_k)
+        return kernels.route(hidden, self.weight, top_k)
 
 
 class MoRT(Modulator):
@@ -62,7 +62,7 @@ class MoRT(Modulator):
         rows = self.rows_of(ids, fetched)
         if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
             return ready(hidden)
-        routing = self.router(hidden, self.top_k)
+        routing = self.router(hidden, self.top_k, self.kernels)
         return self.kernels.residual(rows, routing, self.scale, self.gain, self.eps), routing
 
 

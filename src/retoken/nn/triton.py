@@ -16,7 +16,8 @@ from retoken.nn.landing import Landing, Residual
 from retoken.nn.table import Fetched, Rows
 from retoken.ops import Routing, residual
 from retoken.ops.fused import Near
-from retoken.ops.triton import folded_gate_rows, folded_row_into, gate_rows, mix_rows_into
+from retoken.ops.triton import folded_gate_rows, folded_row_into, gate_rows, mix_rows_into, route_tokens
+from retoken.ops.triton.route import MAX_MODULATORS
 
 
 class GatheredMixture(NamedTuple):
@@ -78,6 +79,12 @@ class TritonKernels:
             return OPERATORS.gate(increment, here, scale, gain, eps)
         return folded_gate_rows(flat, here.rows, ids).view(increment.shape)
 
+    def route(self, hidden: Tensor, router: Tensor, top_k: int) -> Routing:
+        """In one kernel, where no gradient is asked for."""
+        if _wants(hidden) or _wants(router) or len(router) > MAX_MODULATORS or hidden.device != router.device:
+            return OPERATORS.route(hidden, router, top_k)
+        return _route(hidden, router, top_k)  # pyright: ignore
+
     @torch.compiler.disable
     def residual(
         self, rows: Fetched, routing: Routing, scale: Tensor | None, gain: float, eps: float
@@ -90,6 +97,12 @@ class TritonKernels:
 
 
 TRITON: Kernels = TritonKernels()  # pyright: ignore
+
+
+@torch.compiler.disable
+def _route(hidden: Tensor, router: Tensor, top_k: int) -> Routing:
+    found = route_tokens(hidden.flatten(0, -2), router, top_k)
+    return Routing(*(x.unflatten(0, hidden.shape[:-1]) for x in found))
 
 
 def _wants(x: Tensor) -> bool:

@@ -212,7 +212,10 @@ def report(cases: Iterable[Compiled]) -> str:
 
 if __name__ == "__main__":
     from retoken.ops.triton.aot_gather import compile_gathers, report_gathers
+    from retoken.ops.triton.aot_route import compile_routes, report_routes
 
     print(report(compile_all()))
+    print()
+    print(report_routes(compile_routes(ARCHS)))
     print()
     print(report_gathers(compile_gathers(ARCHS)))
