@@ -162,6 +162,11 @@ class IndexedConfig(TableConfig):
         """Whether a position reads several rows, which are used as their sum."""
         return self.index == "token_bigram"
 
+    @property
+    def folds_rows(self) -> bool:
+        """Whether a row decides alone what it adds, so that scale and norm can be worked into it (Eq. 8)."""
+        return not self.sums_rows
+
     def table_rows(self, vocab_size: int) -> int:
         """The vocabulary's, or `index_size` times as many, or both together."""
         hashed = max(1, round(self.index_size * vocab_size))
@@ -219,6 +224,11 @@ class MoRTConfig(IndexedConfig):
         _require(_is_number(coef) and coef >= 0, "balance_coef", coef, "a number from 0")
 
     @property
+    def folds_rows(self) -> bool:
+        """As the base; and only one is chosen, whose weight is then exactly 1."""
+        return super().folds_rows and self.top_k == 1
+
+    @property
     def rows_per_token(self) -> int:
         """n_e rows."""
         return self.num_modulators
@@ -273,6 +283,20 @@ def require_modulator(config: TableConfig, what: str) -> None:
     """
     if not isinstance(config, IndexedConfig):
         raise ConfigError(f"{what}: what is attached has type {config.type!r}; accepted: retoken or mort")
+
+
+def require_foldable(config: TableConfig) -> None:
+    """Refuse what has nothing that is constant at inference.
+
+    Raises:
+        ConfigError: no modulator of the paper's, or a gate by the norm of a sum.
+    """
+    require_modulator(config, "fold")
+    if isinstance(config, ReTokenConfig) and not config.folds_rows:
+        raise ConfigError(
+            f"fold: retoken with index {config.index!r} gates by the norm of a sum, which no row holds; "
+            "accepted: index 'token' or 'bigram'; mort with any"
+        )
 
 
 def require_by_token(config: TableConfig, what: str) -> None:

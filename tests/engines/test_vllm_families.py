@@ -88,7 +88,16 @@ def test_rows_by_bigrams_with_sliding_windows(family, tmp_path):
     _check(folder, tolerance=TOLERANCE.get(family, 2e-5))
 
 
-@pytest.mark.parametrize("config", [R(), M(num_modulators=3, top_k=1), M(num_modulators=4, top_k=2)])
+FOLDED = {
+    "retoken": R(),
+    "mort-one": M(num_modulators=3, top_k=1),
+    "mort": M(num_modulators=4, top_k=2),
+    "retoken-bigram": R(index="bigram", index_size=2),
+    "recipe": M.by_token_and_bigram(2),
+}
+
+
+@pytest.mark.parametrize("config", FOLDED.values(), ids=FOLDED)
 def test_folded(config, tmp_path):
     _check(save(tmp_path / "model", config, fold=True))
 

@@ -8,7 +8,7 @@ import retoken
 from retoken.attach.rivals import BigramConfig
 from retoken.errors import ConfigError
 from retoken.serving.artifact import write_artifact
-from retoken.testing import randomize, tiny_model, token_ids
+from retoken.testing import assert_close, randomize, tiny_model, token_ids
 
 CONFIGS = {
     "retoken bigram": retoken.ReTokenConfig(index="bigram", index_size=1.3),
@@ -88,15 +88,41 @@ def test_counts_of_tokens_say_nothing_of_bigrams():
         retoken.place(attached(CONFIGS["mort bigram"]), "host", counts=COUNTS)
 
 
-@pytest.mark.parametrize("name", ["retoken bigram", "the recipe"])
-def test_folding_is_refused(name, tmp_path):
-    model = attached(CONFIGS[name])
+FOLDED = ("retoken bigram", "mort bigram", "mort one by bigram", "mort both", "the recipe")
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_folded(name, tmp_path):
+    """In the model, as read from its folder, placed, exported: the same answers."""
+    config = CONFIGS.get(name, retoken.MoRTConfig(index="bigram", num_modulators=3, top_k=1))
+    model = attached(config)
+    logits, _ = answers(model)
+    model.save_pretrained(tmp_path / "model")
+    rows = model.retoken.layers["0"].table.weight.detach().clone()
+    folded = retoken.fold(model)
+    assert torch.equal(rows, folded.retoken.layers["0"].table.weight) != config.folds_rows
+    wanted = answers(folded)
+    assert_close("logits", logits, wanted[0], units=256)
+    folded.save_pretrained(tmp_path / "folded")
+    write_artifact(tmp_path / "model", tmp_path / "served", fold=True)
+    for other in (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "folded"),
+        retoken.load(tmp_path / "folded", "host"),
+        retoken.load(tmp_path / "served"),
+    ):
+        assert_same(answers(other), wanted)
+    retoken.place(folded, "disk", path=tmp_path / "rows.safetensors", verify=True)
+    assert_same(answers(folded), wanted)
+
+
+def test_a_gate_by_the_norm_of_a_sum_cannot_be_folded(tmp_path):
+    model = attached(CONFIGS["retoken both"])
     model.save_pretrained(tmp_path / "model")
     for act in (
         lambda: retoken.fold(model),
         lambda: write_artifact(tmp_path / "model", tmp_path / "f", fold=True),
     ):
-        with pytest.raises(ConfigError, match="accepted: retoken or mort with index 'token'"):
+        with pytest.raises(ConfigError, match="gates by the norm of a sum, which no row holds; accepted"):
             act()
     assert not (tmp_path / "f").exists()
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from retoken.attach.checkpoint import FIELD, FOLDED, is_folded, read_field
 from retoken.attach.families import dissect, refuse_wrapped
-from retoken.config import require_by_token
+from retoken.config import require_foldable
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack, TokenTable
 from retoken.nn.folded import fold_modulator
@@ -19,9 +19,9 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
 
     ReToken's table becomes P - 1 = s * Norm(E), and a layer multiplies by 1 plus its row. MoRT with
     top_k = 1 has the weight 1, so its table becomes s * Norm(E_i) / sqrt(2 N_l), and a layer adds the
-    chosen row. With top_k above 1 the norm is of the mixture, not of a row: no table holds it, so rows
-    stay, and only s and the constants merge into one vector. Folded rows are rounded to the table's type
-    once.
+    chosen row. With top_k above 1, or where rows are summed, the norm is of the mixture, not of a row: no
+    table holds it, so rows stay, and only s and the constants merge into one vector. Folded rows are
+    rounded to the table's type once.
 
     Args:
         model: an attached model in evaluation mode, not placed.
@@ -31,6 +31,7 @@ def fold(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         AttachError: nothing is attached, it trains, is wrapped, placed or folded already.
+        ConfigError: a rival, or ReToken with summed rows.
     """
     stack = _foldable(model)
     anatomy = dissect(model, read_field(model.config)[0])
@@ -52,7 +53,7 @@ def _foldable(model: PreTrainedModel) -> ModulatorStack:
     if model.training:
         raise AttachError("the model is in training mode; fold is for inference: call model.eval() first")
     stack: Any = model.retoken
-    require_by_token(stack.config, "fold")
+    require_foldable(stack.config)
     for name, module in stack.layers.items():
         if not isinstance(module, Modulator) or type(module.table) is not TokenTable:
             kind = type(getattr(module, "table", module)).__name__

@@ -11,7 +11,7 @@ from retoken.config import ModulatorConfig, MoRTConfig
 from retoken.nn.kernels import OPERATORS, Kernels
 from retoken.nn.landing import Landing
 from retoken.nn.mort import Choice, Router, choice
-from retoken.nn.table import Fetched, TableFactory, TokenTable
+from retoken.nn.table import Fetched, Summed, TableFactory, TokenTable
 from retoken.ops import Routing, fused, normalize
 from retoken.ops.norm import norm_gain
 from retoken.ops.precision import widen
@@ -51,13 +51,13 @@ class FoldedMoRT(nn.Module):
     """MoRT with what does not depend on the token's state worked in. Table [V, E, D].
 
     With K = 1 the only weight is exactly 1, so the table holds s * Norm(E_i) / sqrt(2 N_l) and a chosen row
-    is the residual. With K > 1 Norm is of the mixture: no row can hold it, so rows stay as they are and
-    `scale` is s times everything that is constant (Eq. 5).
+    is the residual. With K > 1, or where a position's rows are summed, Norm is of the mixture: no row can
+    hold it, so rows stay as they are and `scale` is s times everything that is constant (Eq. 5).
     """
 
-    def __init__(self, top_k: int, eps: float, table: TokenTable, router: Router) -> None:
+    def __init__(self, config: MoRTConfig, table: TokenTable, router: Router) -> None:
         super().__init__()
-        self.top_k, self.eps = top_k, eps
+        self.top_k, self.eps, self.sums_rows = config.top_k, config.eps, config.sums_rows
         self.kernels: Kernels = OPERATORS
         self.table, self.router = table.requires_grad_(False), router.requires_grad_(False)
         self.scale: nn.Parameter | None = None
@@ -68,7 +68,12 @@ class FoldedMoRT(nn.Module):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """The rows of token ids [...]: [..., E, D]."""
-        return self.table.lookup(ids)
+        return self.rows_of(ids).lookup()
+
+    def rows_of(self, ids: Tensor, fetched: Fetched | None = None) -> Fetched:
+        """As `Modulator.rows_of`."""
+        rows = self.table.rows_of(ids, fetched)
+        return Summed(rows, ids.shape) if self.sums_rows else rows
 
     def ready(self, rows: Fetched, room: fused.Room) -> Choice | None:
         """As `MoRT.ready`."""
@@ -76,7 +81,7 @@ class FoldedMoRT(nn.Module):
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice (Eq. 3-5)."""
-        rows = self.table.rows_of(ids, fetched)
+        rows = self.rows_of(ids, fetched)
         if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
             return ready(hidden)
         routing = self.router(hidden, self.top_k, self.kernels)
@@ -95,12 +100,13 @@ def build_folded(
     table: TableFactory = TokenTable,
 ) -> Folded:
     """The module one layer of a folded model carries, its rows still to be filled in."""
+    vocab_size = config.table_rows(vocab_size)
     if not isinstance(config, MoRTConfig):
         return FoldedReToken(table((vocab_size, hidden_size), config.init_std, device, dtype))
     rows = table((vocab_size, config.num_modulators, hidden_size), config.init_std, device, dtype)
     router = Router(config.num_modulators, hidden_size, device, dtype)
-    folded = FoldedMoRT(config.top_k, config.eps, rows, router)
-    if config.top_k > 1:
+    folded = FoldedMoRT(config, rows, router)
+    if not config.folds_rows:
         folded.give_scale(torch.ones(hidden_size, device=device, dtype=dtype))
     return folded
 
@@ -119,8 +125,8 @@ def _folded(config: ModulatorConfig, module: nn.Module, num_layers: int) -> Fold
         _fold_rows(module.table.weight, module.scale, gain, config.eps)  # pyright: ignore
         return FoldedReToken(module.table)  # pyright: ignore
     gain /= math.sqrt(2 * num_layers)
-    folded = FoldedMoRT(config.top_k, config.eps, module.table, module.router)  # pyright: ignore
-    if config.top_k == 1:
+    folded = FoldedMoRT(config, module.table, module.router)  # pyright: ignore
+    if config.folds_rows:
         _fold_rows(module.table.weight, module.scale, gain, config.eps)  # pyright: ignore
     else:
         scale: Tensor = module.scale  # pyright: ignore

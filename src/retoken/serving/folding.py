@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from retoken.attach.checkpoint import read_field
 from retoken.attach.families import dissect
 from retoken.checkpoint.build import build_model
-from retoken.config import ModulatorConfig, require_by_token
+from retoken.config import ModulatorConfig, require_foldable
 from retoken.errors import CheckpointError, ConfigError
 from retoken.nn import TokenTable
 from retoken.nn.folded import Folded, fold_modulator
@@ -55,14 +55,14 @@ class FoldingReader:
 
         Raises:
             CheckpointError: a file is broken, or a modulator is missing.
-            ConfigError: the model is folded already, or its rows are looked up by more than the token.
+            ConfigError: the model is folded already, or has nothing to fold.
         """
         reader = FolderReader(folder)
         if reader.folded:
             raise ConfigError(f"{folder} is folded already; accepted: a model as it was trained")
         skeleton: Any = build_model(folder, device="meta")
         family, config = read_field(skeleton.config)
-        require_by_token(config, "fold")
+        require_foldable(config)
         tensors = open_tensors(folder)
         missing = [SCALE.format(i) for i in reader.slices if SCALE.format(i) not in tensors]
         if missing:
