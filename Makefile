@@ -70,13 +70,16 @@ types: $(DEV)
 unit: $(DEV)
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 15
 
-# With a Python whose PyTorch finds a GPU, and which has what the package and its tests need.
+# With a Python whose PyTorch finds a GPU, and which has what the package and its tests need. GPU_WORKERS: processes
+# that share the GPU, by pytest-xdist; empty: one.
 GPU_PYTHON ?= $(PYTHON)
+GPU_WORKERS ?=
+GPU_PYTEST := $(GPU_PYTHON) -m pytest $(if $(GPU_WORKERS),-n $(GPU_WORKERS))
 test-gpu:
 	PYTHONPATH=src $(GPU_PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "PyTorch finds no GPU")'
-	PYTHONPATH=src $(GPU_PYTHON) -m pytest --noconftest tests/ops/kernels_run.py tests/ops/route_run.py \
+	PYTHONPATH=src $(GPU_PYTEST) --noconftest tests/ops/kernels_run.py tests/ops/route_run.py \
 		tests/nn/models_run.py
-	PYTHONPATH=src $(GPU_PYTHON) -m pytest tests/serving/test_gpu.py tests/bench/test_gpu.py tests/train/test_gpu.py \
+	PYTHONPATH=src $(GPU_PYTEST) tests/serving/test_gpu.py tests/bench/test_gpu.py tests/train/test_gpu.py \
 		tests/optim/test_gpu.py
 
 # torch alone first, as above; what vLLM's package brings for other devices breaks its imports on a CPU.

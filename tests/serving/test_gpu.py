@@ -112,7 +112,7 @@ def captured(model, cache, ids, position):
     torch.cuda.current_stream().wait_stream(side)
     cache.reset()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):
         logits = decode()
     cache.reset()
     return graph, logits

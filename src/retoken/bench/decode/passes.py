@@ -79,12 +79,13 @@ class GraphPasses:
         return self.model(input_ids=ids, position_ids=position, **options).logits
 
     def _captured(self) -> None:
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # of both, so that libraries have their memory for it before the capture
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
+                self._cache.reset()
                 self._call(self._ids, self._position)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=side):
             self._logits = self._call(self._ids, self._position)
