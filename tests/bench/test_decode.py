@@ -137,6 +137,11 @@ def test_what_a_cpu_has_not_is_refused(tiny_store, words, reason, capsys):
     assert reason in capsys.readouterr().err
 
 
+def test_a_vocabulary_without_the_text_s_tokens_is_refused(tiny_store, capsys):
+    assert main(["bench", "decode", "demo", "--data", str(tiny_store), "--vocab-size", "70"]) == 2
+    assert "--vocab-size is 70; accepted with token" in capsys.readouterr().err
+
+
 def test_a_text_that_is_too_short_is_refused(tiny_store):
     with pytest.raises(ConfigError, match="--prompt-lengths has 9999999"):
         prompts.cut(tiny_store, count=1, batch=1, length=9999999, following=1, seed=0)

@@ -151,12 +151,15 @@ class BenchDecode:
         from retoken.bench.decode import cases
         from retoken.bench.decode.prompts import tokens_of
 
-        dtype = getattr(torch, self.dtype)
+        dtype, tokens = getattr(torch, self.dtype), tokens_of(prompts)
         backbone = cases.random_backbone(self.model, dtype, self.vocab_size, self.device)
+        rows, largest = backbone.config.get_text_config().vocab_size, int(tokens.max())
+        if largest >= rows:
+            raise ConfigError(f"--vocab-size is {rows}; accepted with token {largest} of --data: above it")
         if self.device == "cuda":
             options = {"kernels": self.kernels, "folder": folder}
             return cases.resident_cases(backbone, self.variants, self.placements, **options)
-        options = {"rows": self.rows, "tokens": tokens_of(prompts), "folder": folder}
+        options = {"rows": self.rows, "tokens": tokens, "folder": folder}
         return cases.preset_cases(backbone, self.variants, self.placements, **options)
 
     def _trained(self, folder: Path) -> list[Case]:
@@ -165,7 +168,8 @@ class BenchDecode:
         from retoken.eval import open_checkpoint
 
         model = open_checkpoint(self.model).model.to(self.device)  # pyright: ignore
-        retoken.use_kernels(model, self.kernels)
+        if self.kernels != "eager":
+            retoken.use_kernels(model, self.kernels)
         return cases.trained_cases(model, self.placements, folder=folder)
 
     @contextmanager
