@@ -114,19 +114,16 @@ def _until(process: subprocess.Popen[str], words: str) -> str:
     return next(line for line in process.stderr if words in line)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill-9"])
-def test_an_interrupted_study_goes_on(
-    tiny: Words, tiny_store: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    """Killed in the middle of the second run; the first stays, the second ends as if it was never cut."""
+def test_a_killed_study_goes_on(tiny: Words, tiny_store: Path, tmp_path: Path) -> None:
+    """In the middle of the second run; the first stays, the second ends as if it was never cut."""
     assert main(tiny("plan", tmp_path / "cut", "--budgets", "1.5e10", "--max-epochs", "1000")) == 0
     process = _start(tiny("run", tmp_path / "cut", "--stages", "baseline"))
     _until(process, "1 of ")
     first = next((tmp_path / "cut" / "runs").glob("*/result.json"))
     stamp = first.stat().st_mtime_ns
     _until(process, " step ")
-    process.send_signal(how)
-    assert process.wait(timeout=60) == (130 if how == signal.SIGINT else -how)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
     second = next(p for p in (tmp_path / "cut" / "runs").iterdir() if p.is_dir() and p != first.parent)
     assert not (second / "result.json").exists()
     began = time.monotonic()
