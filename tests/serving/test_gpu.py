@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import StaticCache
 
 import retoken
+from retoken.bench.decode.passes import GraphPasses
 from retoken.testing import randomize, tiny_model, token_ids
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -98,47 +98,17 @@ def test_many_passes_with_rows_ahead(name, way, tmp_path):
         assert torch.equal(model(input_ids=ids, use_cache=False).logits.sum(-1), got)
 
 
-def captured(model, cache, ids, position):
-    """A graph of one decoding pass, and its logits."""
-
-    def decode():
-        return model(input_ids=ids, position_ids=position, past_key_values=cache, use_cache=True).logits
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            decode()
-    torch.cuda.current_stream().wait_stream(side)
-    cache.reset()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        logits = decode()
-    cache.reset()
-    return graph, logits
+def decoder(model, kernels="eager"):
+    """Decoding by replays of one graph, behind a prompt."""
+    retoken.use_kernels(model, kernels)
+    passes = GraphPasses(model, batch=1, room=80)
+    passes.first(token_ids(1, 7, vocab=4096).to(GPU))
+    return passes
 
 
-class Decoder:
-    """Decoding by replays of one graph, which is captured here."""
-
-    def __init__(self, model, kernels="eager", room=80):
-        retoken.use_kernels(model, kernels)
-        cache = StaticCache(config=model.config, max_cache_len=room)
-        self.ids, self.position = (torch.zeros(1, 1, dtype=torch.long, device=GPU) for _ in range(2))
-        self.graph, self.logits = captured(model, cache, self.ids, self.position)
-        source = model.retoken.source
-        by_host = source is not None and source.stage is not None and source.stage.gathered_by == "host"
-        self.source = source if by_host else None
-
-    def step(self, number):
-        """Logits [V] of the token at a place that follows from it."""
-        self.ids.fill_(3 + 17 * number)
-        self.position.fill_(number)
-        if self.source is not None:
-            self.source.prefetch(self.ids)
-            self.source.stage.wait()
-        self.graph.replay()
-        return self.logits[0, -1].clone()
+def step(passes, number):
+    """Logits [V] behind a token that follows from a number."""
+    return passes.further(torch.tensor([[3 + 17 * number]], device=GPU))[0, -1].clone()
 
 
 @pytest.mark.parametrize("way", ["host", "host, gathered by the device"])
@@ -147,11 +117,11 @@ class Decoder:
 def test_replays_of_a_cuda_graph(name, way, kernels, tmp_path):
     model = wide(name)
     other = placed(model, way, tmp_path)
-    wanted, found = Decoder(model, kernels), Decoder(other, kernels)
+    wanted, found = decoder(model, kernels), decoder(other, kernels)
     tokens = set()
     for number in range(40):
-        logits = found.step(number)
-        assert torch.equal(wanted.step(number), logits), number
+        logits = step(found, number)
+        assert torch.equal(step(wanted, number), logits), number
         tokens.add(logits.argmax().item())
     assert len(tokens) > 1
 
@@ -162,11 +132,11 @@ def test_prompts_between_replays(way, tmp_path):
     """Each has its own rows, and leaves the graph's alone."""
     model = wide()
     other = placed(model, way, tmp_path)
-    wanted, found = Decoder(model), Decoder(other)
+    wanted, found = decoder(model), decoder(other)
     for number in range(20):
         ids = token_ids(1, 5 + 7 * number, vocab=4096, seed=number).to(GPU)
         assert torch.equal(model(input_ids=ids).logits, other(input_ids=ids).logits), number
-        assert torch.equal(wanted.step(number), found.step(number)), number
+        assert torch.equal(step(wanted, number), step(found, number)), number
 
 
 @torch.no_grad()

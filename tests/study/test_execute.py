@@ -114,13 +114,20 @@ def _until(process: subprocess.Popen[str], words: str) -> str:
     return next(line for line in process.stderr if words in line)
 
 
-def test_a_killed_study_goes_on(tiny: Words, tiny_store: Path, tmp_path: Path) -> None:
-    """In the middle of the second run; the first stays, the second ends as if it was never cut."""
+def test_a_study_that_is_interrupted_and_killed_goes_on(
+    tiny: Words, tiny_store: Path, tmp_path: Path
+) -> None:
+    """Twice in the middle of the second run; the first stays, the second ends as if it was never cut."""
     assert main(tiny("plan", tmp_path / "cut", "--budgets", "1.5e10", "--max-epochs", "1000")) == 0
     process = _start(tiny("run", tmp_path / "cut", "--stages", "baseline"))
     _until(process, "1 of ")
     first = next((tmp_path / "cut" / "runs").glob("*/result.json"))
     stamp = first.stat().st_mtime_ns
+    _until(process, " step ")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert len(list((tmp_path / "cut" / "runs").glob("*/result.json"))) == 1
+    process = _start(tiny("run", tmp_path / "cut", "--stages", "baseline"))
     _until(process, " step ")
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL

@@ -148,14 +148,15 @@ class BenchDecode:
     def _of_preset(self, prompts: list[Prompt], folder: Path) -> list[Case]:
         import torch
 
+        from retoken import presets
         from retoken.bench.decode import cases
         from retoken.bench.decode.prompts import tokens_of
 
         dtype, tokens = getattr(torch, self.dtype), tokens_of(prompts)
-        backbone = cases.random_backbone(self.model, dtype, self.vocab_size, self.device)
-        rows, largest = backbone.config.get_text_config().vocab_size, int(tokens.max())
-        if largest >= rows:
-            raise ConfigError(f"--vocab-size is {rows}; accepted with token {largest} of --data: above it")
+        size, largest = self.vocab_size or presets.get(self.model).vocab_size, int(tokens.max())
+        if largest >= size:
+            raise ConfigError(f"--vocab-size is {size}; accepted with token {largest} of --data: above it")
+        backbone = cases.random_backbone(self.model, dtype, size, self.device)
         if self.device == "cuda":
             options = {"kernels": self.kernels, "folder": folder}
             return cases.resident_cases(backbone, self.variants, self.placements, **options)

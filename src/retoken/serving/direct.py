@@ -88,6 +88,7 @@ class DeviceStage(Stage):
         self.lane.follow()
         layers, into.events = len(self.layout.layers), []
         few = layers * len(ids_R) * self.layout.staged_bytes <= self.at_once
+        # Of a captured pass always: a graph saves the host all launches, and many in one are not explained.
         step = layers if few or self.lane.capturing() else 1
         for first in range(0, layers, step):
             out = into.device[first : first + step]

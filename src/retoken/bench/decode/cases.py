@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import retoken
 from retoken import presets
+from retoken.attach.kernels import KernelsName
 from retoken.bench.decode import records
 from retoken.bench.decode.passes import EagerPasses, Passes
 from retoken.bench.decode.prompts import Prompt
@@ -143,8 +144,6 @@ class Shelves:
             return SynchronousRows(layout, self.memory["host"].records, self.homes.slot_V, dtype)
         if placement == "sync-cold":
             return SynchronousRows(layout, self.packed.records(), torch.arange(layout.vocab_size), dtype)
-        if placement == "host-direct":
-            raise ConfigError(f"--placements has {placement} on a CPU; accepted there: all others")
         if placement in self.memory:
             homes = self.homes._replace(names=(placement, "disk"))
             tiers = {placement: self.memory[placement], "disk": self.packed}
@@ -163,7 +162,13 @@ def preset_cases(
     tokens: Tensor,
     folder: Path,
 ) -> list[Case]:
-    """The plain backbone, then every variant in every placement, with random rows."""
+    """The plain backbone, then every variant in every placement, with random rows, on a CPU.
+
+    Raises:
+        ConfigError: a device's own gather is asked for.
+    """
+    if "host-direct" in placements:
+        raise ConfigError("--placements has host-direct on a CPU; accepted there: all others")
     cases = [Case(variant=BASELINE, placement="", model=backbone)]
     tiers = [tier for tier in ("device", "host") if any(tier in placement for placement in placements)]
     for variant in variants:
@@ -203,7 +208,7 @@ def resident_cases(
     variants: Sequence[str],
     placements: Sequence[str],
     *,
-    kernels: Any,
+    kernels: KernelsName,
     folder: Path,
 ) -> list[Case]:
     """The plain backbone, then every variant with whole random tables beside it ("resident"), and placed.
@@ -238,7 +243,9 @@ def _placed_cases(
         options: dict[str, Any] = {"rows": _row_type(model), "prefetch": ahead, "gather": by}
         found = retoken.place(placed, tier, path=at, **options)
         if how == "direct" and found.gathered_by != by:
-            raise ConfigError(f"--placements has {placement}, and no GPU may read this host's memory here")
+            raise ConfigError(
+                f"--placements has {placement}, and no GPU may read host memory; accepted: host"
+            )
         cases.append(_case(variant, placement, placed, PackedFile(path) if tier == "disk" else None))
     return cases
 

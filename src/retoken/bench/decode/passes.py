@@ -25,7 +25,7 @@ class EagerPasses:
     """The model is called, with a cache that grows."""
 
     def __init__(self, model: PreTrainedModel, batch: int, room: int) -> None:
-        self.model, self._cache = model, DynamicCache(config=model.config)
+        self.model = model
 
     def first(self, ids: Tensor) -> Tensor:
         """As `Passes`."""
