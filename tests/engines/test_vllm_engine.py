@@ -1,6 +1,7 @@
 """What the engine does with requests, rows and weights, on attached models."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import retoken
 from retoken.cli.main import main
 from retoken.errors import RetokenError
 from retoken.serving.artifact import write_artifact
+from retoken.serving.packed import PackedFile
 
 R, M = retoken.ReTokenConfig, retoken.MoRTConfig
 CONFIGS = {
@@ -110,6 +112,73 @@ def test_rows_of_a_plain_folder_are_packed_first(folder, wanted, prefetch, tmp_p
     assert rows.exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "tables"),
+    [("float32", "host"), ("bfloat16", "disk"), ("int8", "disk"), ("float8_e4m3", "host")],
+)
+def test_graphs_read_packed_rows(folder, rows, tables, tmp_path):
+    """A loop adds up in another order than a kernel."""
+    here = tmp_path / "packed"
+    write_artifact(folder, here, rows=rows)
+    with served(here, {"tables": tables}, enforce_eager=False) as llm:
+        assert _in_graph(llm)
+        assert_same(by_transformers(here, prompts()), by_vllm(llm, prompts()))
+
+
+def _in_graph(llm):
+    return llm.apply_model(lambda model: model.retoken_in_graph is not None) == [True]
+
+
+@pytest.mark.parametrize("tables", ["host", "disk"])
+def test_graphs_read_rows_that_are_reloaded(folder, packed, tables, tmp_path):
+    here, other, asked = tmp_path / "model", tmp_path / "other", prompts()
+    shutil.copytree(packed, here)
+    write_artifact(_upside_down(folder), other, rows="float32")
+    with served(here, {"tables": tables}, enforce_eager=False, enable_prefix_caching=False) as llm:
+        before = by_vllm(llm, asked)
+        _move_into(here, other)
+        llm.collective_rpc("reload_weights")
+        after = by_vllm(llm, asked)
+        assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
+        assert_same(by_transformers(_upside_down(folder), asked), after)
+        write_artifact(folder, other, rows="bfloat16")
+        _move_into(here, other)
+        with pytest.raises(RetokenError, match="passes were compiled for torch"):
+            llm.collective_rpc("reload_weights")
+
+
+def _move_into(here, other):
+    for file in other.iterdir():
+        file.replace(here / file.name)
+    other.rmdir()
+
+
+def test_graphs_tell_a_record_that_was_changed(packed, tmp_path):
+    here = Path(shutil.copytree(packed, tmp_path / "model"))
+    with served(here, {"tables": "disk"}, enforce_eager=False, enable_prefix_caching=False) as llm:
+        by_vllm(llm, prompts((5,)))
+        file = PackedFile(here / "rows.safetensors")
+        token = prompts((9,))[0][4]
+        at = file.path.stat().st_size - (file.count_of_records - token) * file.layout.record_bytes
+        with file.path.open("r+b") as stream:
+            os.pwrite(stream.fileno(), bytes([1, 2, 3]), at)
+        with pytest.raises(RetokenError, match=f"record of token {token} was changed"):
+            by_vllm(llm, prompts((9,)))
+
+
+def test_what_lies_in_pieces_is_read_by_operators(folder, tmp_path):
+    np.save(tmp_path / "counts.npy", np.arange(VOCAB))
+    tiers = {
+        "tables": "disk",
+        "path": str(tmp_path / "rows"),
+        "budget": {"host": 200_000},
+        "counts": str(tmp_path / "counts.npy"),
+    }
+    with served(folder, tiers, enforce_eager=False) as llm:
+        assert_same(by_transformers(folder, prompts()), by_vllm(llm, prompts()))
+        assert not _in_graph(llm)
+
+
 def test_host_and_a_cascade(folder, wanted, tmp_path):
     with served(folder, {"tables": "host"}) as llm:
         assert_same(wanted, by_vllm(llm, prompts()))
@@ -144,8 +213,7 @@ def test_packed_rows_are_reloaded(folder, packed, tables, tmp_path):
     assert main(["export", str(_upside_down(folder)), "--out", str(other), "--rows", "float32"]) == 0
     with served(here, {"tables": tables}, enable_prefix_caching=False) as llm:
         before = by_vllm(llm, asked)
-        for file in other.iterdir():
-            file.replace(here / file.name)
+        _move_into(here, other)
         llm.collective_rpc("reload_weights")
         after = by_vllm(llm, asked)
     assert [tokens for tokens, _ in before] != [tokens for tokens, _ in after]
@@ -197,11 +265,13 @@ def test_rows_on_disk_are_not_changed_by_sending_others(folder, tmp_path):
         assert_same(before, by_vllm(llm, asked))
 
 
-@pytest.mark.parametrize("tables", ["device", "host", "disk"])
-def test_tensor_parallelism_of_two(folder, packed, wanted, tables):
+@pytest.mark.parametrize(
+    ("tables", "how"), [("device", "eager"), ("host", "eager"), ("disk", "eager"), ("host", "compiled")]
+)
+def test_tensor_parallelism_of_two(folder, packed, wanted, tables, how):
     """In processes of their own: workers of one engine share what is in host memory."""
     here = folder if tables == "device" else packed
-    command = [sys.executable, str(Path(__file__).parent / "two_workers.py"), str(here), tables]
+    command = [sys.executable, str(Path(__file__).parent / "two_workers.py"), str(here), tables, how]
     run = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
     found = json.loads(run.stdout.splitlines()[-1])

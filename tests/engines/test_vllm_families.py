@@ -109,6 +109,11 @@ def test_compiled(family, kind, tmp_path):
     _check(save(tmp_path / "model", config, family, **FAMILIES[family]), enforce_eager=False)
 
 
+@pytest.mark.parametrize("name", ["retoken-l2", "retoken-some", "retoken-both", "mort-one", "mort-delay"])
+def test_options_are_compiled(name, tmp_path):
+    _check(save(tmp_path / "model", OPTIONS[name]), enforce_eager=False)
+
+
 def test_half_precision_is_served(tmp_path):
     """In bfloat16 two engines round differently: near ties may go either way, most tokens may not."""
     folder, asked = save(tmp_path / "model", R()), prompts()

@@ -24,8 +24,9 @@ def shared_memories():
 
 
 if __name__ == "__main__":
-    folder, tables = sys.argv[1:]
+    folder, tables, eager = sys.argv[1:]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    with served(folder, {"tables": tables}, tensor_parallel_size=2) as llm:
+    options = {"tensor_parallel_size": 2, "enforce_eager": eager == "eager"}
+    with served(folder, {"tables": tables}, **options) as llm:
         print()
         print(json.dumps({"answers": by_vllm(llm, prompts()), "memories": shared_memories()}), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from retoken.nn.landing import Landing, Residual
@@ -81,5 +82,32 @@ class Operators:
         return Residual(mixed if scale is None else residual(mixed, scale, gain, eps))
 
 
+class Traced(Operators):
+    """For a compiler that fuses what it sees: no sort and no product stand between its loops. Inference only.
+
+    A choice has all E modulators, with weights of zero where the K best have others: so all rows are read.
+    """
+
+    name = "traced"
+
+    def route(self, hidden: Tensor, router: Tensor, top_k: int) -> Routing:
+        """Who is best by counting who is better; of equals the first is (Eq. 3)."""
+        logits_TE = (widen(hidden).unsqueeze(-2) * widen(router)).sum(-1)
+        each_E = torch.arange(router.shape[0], device=hidden.device)
+        own, other = logits_TE.unsqueeze(-1), logits_TE.unsqueeze(-2)
+        better = (other > own) | ((other == own) & (each_E < each_E.unsqueeze(-1)))
+        sigma_TE = torch.sigmoid(logits_TE) * (better.sum(-1) < top_k)
+        weights_TE = sigma_TE / sigma_TE.sum(-1, keepdim=True)
+        return Routing(logits_TE, each_E.expand(logits_TE.shape), weights_TE)
+
+    def residual(
+        self, rows: Fetched, routing: Routing, scale: Tensor | None, gain: float, eps: float
+    ) -> Residual:
+        """Of all rows, which a loop reads one after the other."""
+        mixed = (widen(rows.lookup()) * routing.weights_TK.unsqueeze(-1)).sum(-2)
+        return Residual(mixed if scale is None else residual(mixed, scale, gain, eps))
+
+
 OPERATORS = Operators()
 """What modulators have until something else is asked for."""
+TRACED = Traced()

@@ -94,15 +94,23 @@ class RecordLayout:
             found.append((start, scale.float().contiguous().view(torch.uint8).reshape(count, -1)))
         return found
 
-    def decode(self, records: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
-        """A layer's rows, [R, D] or [R, E, D] in `dtype`, from records [R, record_bytes]."""
+    def views(self, records: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+        """A layer's part of records [R, record_bytes], as views of them.
+
+        Returns:
+            Rows [R, D] or [R, E, D] as stored; scales [R] or [R, E], None where the type needs none.
+        """
         number, stored = self.layers.index(layer), STORED[self.rows]
         start, used = number * self.part_bytes, self.rows_per_layer * self.width * stored.itemsize
-        rows = records[:, start : start + used].view(stored)
-        shape = (records.shape[0], self.rows_per_layer, self.width)
-        scale = self._scales(records)[:, number] if self.scale_bytes else None
-        out = dequantize(rows.unflatten(1, shape[1:]), scale, dtype)
-        return out.squeeze(1) if self.rows_per_token is None else out
+        rows = records[:, start : start + used].view(stored).unflatten(1, (self.rows_per_layer, self.width))
+        scales = self._scales(records)[:, number] if self.scale_bytes else None
+        if self.rows_per_token is None:
+            return rows[:, 0], None if scales is None else scales[:, 0]
+        return rows, scales
+
+    def decode(self, records: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
+        """A layer's rows, [R, D] or [R, E, D] in `dtype`, from records [R, record_bytes]."""
+        return dequantize(*self.views(records, layer), dtype)
 
     @property
     def layer_scale_bytes(self) -> int:

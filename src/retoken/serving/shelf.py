@@ -92,6 +92,24 @@ class Shelf:
         if layer == self._last:
             self.check(wanted)
 
+    def read_all(self, wanted: Wanted) -> None:
+        """All layers have read; what came from the file is checked.
+
+        Raises:
+            CheckpointError: a record has changed since it was written.
+        """
+        if self.disk is not None and wanted.files:
+            self.disk.count(wanted.files, len(self.layout.layers))
+            self.disk.check(wanted.from_file)
+
+    def views(self, layer: int) -> tuple[Tensor, Tensor | None] | None:
+        """A layer's part of all records by token, as `RecordLayout.views`; None: by token they lie apart."""
+        if self.address_V is not None or self._chosen:
+            return None
+        tier = self._tiers[0]
+        records = tier.records() if isinstance(tier, PackedFile) else tier.records  # pyright: ignore
+        return self.layout.views(records, layer)
+
     def checks_with(self, wanted: Wanted, layer: int) -> bool:
         """Whether reading this layer checks what came from the file."""
         return self.disk is not None and wanted.files > 0 and layer == self._last

@@ -162,6 +162,10 @@ class PlacedRows:
         elif self.stage is not None:
             self.stage.prefetch(ids)
 
+    def views(self, layer: int) -> tuple[Tensor, Tensor | None] | None:
+        """A layer's part of all records, as `RecordLayout.views`; None: in pieces, or to be compared."""
+        return None if self.shelf is None or self.check is not None else self.shelf.views(layer)
+
     @torch.no_grad()
     def copy(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Records [R, record_bytes] of the distinct ids of [B, S], and positions [B, S] in them."""

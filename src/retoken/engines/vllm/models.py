@@ -16,6 +16,7 @@ from vllm.model_executor.models.registry import ModelRegistry
 
 from retoken.engines.vllm import answer_searches
 from retoken.engines.vllm.earlier import EarlierTokens
+from retoken.engines.vllm.in_graph import InGraphPasses, put_in_graph
 from retoken.engines.vllm.options import read_options
 from retoken.engines.vllm.passes import begin, ids_of
 from retoken.engines.vllm.sites import install, layers_of
@@ -46,12 +47,13 @@ class ServedModel:
             raise ConfigError("load_format is 'dummy'; accepted with placed rows: a format that reads files")
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # pyright: ignore
         layers = layers_of(self, config.num_hidden_layers)  # pyright: ignore
-        install(layers, plan.family, plan.modulator)
+        places = install(layers, plan.family, plan.modulator)
         self.retoken = build_stack(plan, config, vllm_config.model_config.dtype, len(layers))
         index = self.retoken.index
         self.retoken_earlier = None if index is None else EarlierTokens(index, vllm_config)
         modules = {int(layer): module for layer, module in self.retoken.layers.items()}
-        self.retoken_serving = (vllm_config, plan, modules)
+        self.retoken_serving, self.retoken_places = (vllm_config, plan, modules), places
+        self.retoken_in_graph: InGraphPasses | None = None
         self.retoken_device = torch.get_default_device()  # while vLLM reloads, parameters are on none
         self.retoken_whole = False
         fused.passes()  # compiled code is loaded now, not within the first request
@@ -63,7 +65,9 @@ class ServedModel:
         given = kwargs.get("input_ids", args[0] if args else None)
         ids = ids_of(given, vllm_config.model_config.hf_config.vocab_size)
         earlier = self.retoken_earlier
-        started = begin(self.retoken, modules, ids if earlier is None else earlier.rows_of(ids))
+        index = ids if earlier is None else earlier.rows_of(ids)
+        within = self.retoken_in_graph
+        started = begin(self.retoken, modules, index) if within is None else within.begin(index)
         output = super().__call__(*args, **kwargs)  # pyright: ignore
         started.finish()
         return output
@@ -74,13 +78,17 @@ class ServedModel:
         Raises:
             CheckpointError: a modulator's tensor is missing or has another shape.
         """
-        _, plan, _ = self.retoken_serving
+        vllm_config, plan, _ = self.retoken_serving
         incoming = Incoming(self.retoken, plan.placed)
         loaded = super().load_weights(incoming.rest(weights))  # pyright: ignore
         if not self.retoken_whole:
             incoming.refuse_gaps()
         if plan.placed and (not self.retoken_whole or incoming.samples or incoming.packed):
             self._place(incoming)
+        if not self.retoken_whole:
+            self.retoken_in_graph = put_in_graph(self.retoken, self.retoken_places, vllm_config)
+        elif self.retoken_in_graph is not None:
+            self.retoken_in_graph.find_rows_again()
         self.retoken_whole = True
         return {*(loaded or ()), *incoming.loaded}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,34 +38,68 @@ class Inner:
         return super().forward(*args, **kwargs)  # pyright: ignore
 
 
+class Way(Protocol):
+    """How a module gets at a layer's modulator: `ByOperator`, or `InGraph`."""
+
+    def gate(self, increment: Tensor) -> Tensor:
+        """ReToken: the gated increment [..., D] (Eq. 2)."""
+        ...
+
+    def route(self, carried: Tensor, read: Tensor) -> Tensor:
+        """MoRT: choose from the state `read` [..., D] (Eq. 3); what is to go on in place of `carried`."""
+        ...
+
+    def add(self, increment: Tensor) -> Tensor:
+        """MoRT: the increment [..., D] with the residual that was chosen (Eq. 6)."""
+        ...
+
+
+class ByOperator(NamedTuple):
+    """By an operator in the graph, which asks the pass under way."""
+
+    key: Tensor
+    """The layer's number."""
+
+    def gate(self, increment: Tensor) -> Tensor:
+        """As `Way`."""
+        return _OPS.gate(increment, self.key)
+
+    def route(self, carried: Tensor, read: Tensor) -> Tensor:
+        """As `Way`."""
+        return _OPS.route(carried, read, self.key)
+
+    def add(self, increment: Tensor) -> Tensor:
+        """As `Way`."""
+        return _OPS.add(increment, self.key)
+
+
 class Site(Inner):
     """Mixed in before a module's own class: its input may be routed, its output gated or added to."""
 
-    retoken_routes: Tensor | None = None
-    """The layer whose choice is made from this module's input."""
-    retoken_gates: Tensor | None = None
-    """The layer whose rows gate its output."""
-    retoken_adds: Tensor | None = None
-    """The layer whose residual lands on its output."""
+    retoken_routes: Way | None = None
+    """Of the layer whose choice is made from this module's input."""
+    retoken_gates: Way | None = None
+    """Of the layer whose rows gate its output."""
+    retoken_adds: Way | None = None
+    """Of the layer whose residual lands on its output."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own pass, with its rows."""
         if self.retoken_routes is not None:
-            carried = _OPS.route(args[0], args[0], self.retoken_routes)
-            args = (carried, *args[1:])
+            args = (self.retoken_routes.route(args[0], args[0]), *args[1:])
         output = self.inner(*args, **kwargs)
         first = output[0] if isinstance(output, tuple) else output
         if self.retoken_gates is not None:
-            first = _OPS.gate(first, self.retoken_gates)
+            first = self.retoken_gates.gate(first)
         if self.retoken_adds is not None:
-            first = _OPS.add(first, self.retoken_adds)
+            first = self.retoken_adds.add(first)
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
 
 class BlockSite(Inner):
     """Mixed in before a decoder layer's class: MoRT chooses from the block's input, before its attention."""
 
-    retoken_routes: Tensor
+    retoken_routes: Way
     retoken_hidden: int
     """Where the layer's arguments have the hidden states."""
     retoken_residual: int
@@ -77,7 +111,7 @@ class BlockSite(Inner):
         residual = args[self.retoken_residual] if self.retoken_residual >= 0 else None
         whole = hidden if residual is None else hidden + residual
         read = block_input_norm(whole)
-        carried = _OPS.route(hidden, read, self.retoken_routes)
+        carried = self.retoken_routes.route(hidden, read)
         args = (*args[: self.retoken_hidden], carried, *args[self.retoken_hidden + 1 :])
         return self.inner(*args, **kwargs)
 
@@ -93,10 +127,6 @@ def _become(mixin: type, module: nn.Module) -> Any:
         module.__class__ = _subclass(mixin, type(module))
         module.retoken_inner = own
     return module
-
-
-def _key(layer: int) -> Tensor:
-    return torch.tensor(layer, dtype=torch.int64, device="cpu")
 
 
 def layers_of(model: nn.Module, depth: int) -> nn.ModuleList:
@@ -136,29 +166,49 @@ def _ends(layer: nn.Module, family: Family) -> tuple[nn.Module, nn.Module]:
     return mlp, increment  # pyright: ignore
 
 
-def install(layers: nn.ModuleList, family: Family, config: ModulatorConfig) -> None:
+class Place(NamedTuple):
+    """Where a module asks for a layer's modulator."""
+
+    module: Any
+    name: str
+    """Of the attribute that has the way to it."""
+
+    def give(self, way: Way) -> None:
+        """Have the module ask this way."""
+        setattr(self.module, self.name, way)
+
+
+def install(layers: nn.ModuleList, family: Family, config: ModulatorConfig) -> dict[int, list[Place]]:
     """Let layers ask the pass under way for their modulators, as this configuration has them.
+
+    Returns:
+        {layer: where it is asked for}.
 
     Raises:
         AttachError: a layer has no place for it.
     """
-    for number in config.table_layers(len(layers)):
-        if not isinstance(config, MoRTConfig):
-            _become(Site, _ends(layers[number], family)[1]).retoken_gates = _key(number)
-            continue
-        if config.router_input == "block_input":
-            _read_block_input(layers[number], number)
-        else:
-            _become(Site, _ends(layers[number], family)[0]).retoken_routes = _key(number)
-        lands = _ends(layers[number + config.injection_delay], family)[1]
-        _become(Site, lands).retoken_adds = _key(number)
+    found = {n: _places(layers, n, family, config) for n in config.table_layers(len(layers))}
+    for number, places in found.items():
+        for place in places:
+            place.give(ByOperator(torch.tensor(number, dtype=torch.int64, device="cpu")))
+    return found
 
 
-def _read_block_input(layer: nn.Module, number: int) -> None:
+def _places(layers: nn.ModuleList, number: int, family: Family, config: ModulatorConfig) -> list[Place]:
+    mlp, increment = _ends(layers[number], family)
+    if not isinstance(config, MoRTConfig):
+        return [Place(_become(Site, increment), "retoken_gates")]
+    block = config.router_input == "block_input"
+    site = _reading_block_input(layers[number]) if block else _become(Site, mlp)
+    lands = _ends(layers[number + config.injection_delay], family)[1]
+    return [Place(site, "retoken_routes"), Place(_become(Site, lands), "retoken_adds")]
+
+
+def _reading_block_input(layer: nn.Module) -> BlockSite:
     names = list(inspect.signature(type(layer).forward).parameters)[1:]
     if "hidden_states" not in names:
         raise AttachError(f"{type(layer).__name__} of vLLM takes {', '.join(names)}; needed: hidden_states")
     site = _become(BlockSite, layer)
-    site.retoken_routes = _key(number)
     site.retoken_hidden = names.index("hidden_states")
     site.retoken_residual = names.index("residual") if "residual" in names else -1
+    return site
