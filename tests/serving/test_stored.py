@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import retoken
+from retoken.errors import AttachError
 from retoken.nn import Rows
 from retoken.ops.quantize import STORED
 from retoken.serving.artifact import write_artifact
 from retoken.serving.layout import RecordLayout
 from retoken.serving.stored import StoredRows
-from retoken.testing import VOCAB
+from retoken.testing import VOCAB, assert_close, token_ids
 
 COUNTS = torch.arange(VOCAB).flip(0) + 1
 
@@ -65,3 +66,23 @@ def test_pruned_rows_have_none(build, tmp_path):
     write_artifact(tmp_path / "whole", tmp_path / "pruned", kept=kept)
     model = retoken.load(tmp_path / "pruned", tables="disk")
     assert model.retoken.source.views(0) is None
+
+
+def test_a_compiler_reads_them_itself(build, kind):
+    """Where records are in memory: one graph, without a copy of rows."""
+    model, ids = build(kind), token_ids()
+    with torch.inference_mode():
+        wanted = model(input_ids=ids, use_cache=False).logits
+        retoken.place(model, "host")
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close("logits", wanted, compiled(input_ids=ids, use_cache=False).logits)
+
+
+def test_a_compiler_gets_no_gradients_either(build):
+    model, ids = build("retoken"), token_ids()
+    retoken.place(model, "host")
+    torch._dynamo.reset()
+    loss = torch.compile(model, backend="aot_eager")(input_ids=ids, labels=ids, use_cache=False).loss
+    with pytest.raises(AttachError, match="give no gradients"):
+        loss.backward()

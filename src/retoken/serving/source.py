@@ -17,6 +17,7 @@ from retoken.serving.packed import BLOCK_BYTES
 from retoken.serving.reader import RowReader
 from retoken.serving.shelf import Prefetch, Shelf, Wanted
 from retoken.serving.stage import Buffers, Stage
+from retoken.serving.stored import StoredRows
 from retoken.serving.tiers import Homes, MemoryTier, Tier
 
 
@@ -116,6 +117,11 @@ class PlacedFetch:
         return self.source.layout.decode(records, layer, self.source.dtype), positions
 
 
+def _is_traced() -> bool:
+    """Whether a compiler reads a pass without gradients: with them, rows have to say that they give none."""
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
 class PlacedRows:
     """Knows where the records of a pass's tokens are, wherever they live."""
 
@@ -142,14 +148,27 @@ class PlacedRows:
             direct = gather == "device" and homes.names == ("host",) and not self.shared
             found = device_stage(layout, tiers["host"].records, device) if direct else None  # pyright: ignore
             self.stage = found or Stage(layout, self._on_host, device)
+        self.traced = self._traced()
+
+    def _traced(self) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """{layer: its part of all records} where they are in the memory that computes; {}: they are not."""
+        tier = self._tiers[0]
+        if self.shelf is None or self.check is not None or not isinstance(tier, MemoryTier):
+            return {}
+        found = {layer: self.shelf.views(layer) for layer in self.layout.layers}
+        return {layer: view for layer, view in found.items() if view is not None}
 
     def __deepcopy__(self, memo: Any) -> PlacedRows:
         """A copy of a model reads the same records."""
         return self
 
+    def fetch(self, ids: Tensor) -> PlacedFetch | None:
+        """The rows of ids [B, S]; None where a compiler reads them itself, layer by layer."""
+        return None if self.traced and _is_traced() else self.fetch_now(ids)  # pyright: ignore
+
     @torch.compiler.disable
-    def fetch(self, ids: Tensor) -> PlacedFetch:
-        """The rows of ids [B, S]."""
+    def fetch_now(self, ids: Tensor) -> PlacedFetch:
+        """The rows of ids [B, S], whoever asks."""
         if self.check is not None:
             self._compare(ids)
         return PlacedFetch(self, ids)
@@ -272,7 +291,9 @@ class PlacedTable(TokenTable):
         """The rows of ids [...]."""
         if fetched is not None:
             return fetched
-        fetch: PlacedFetch = self.source.fetch(ids)  # pyright: ignore
+        if (traced := self.source.traced) and _is_traced():
+            return StoredRows(ids, *traced[self.layer])
+        fetch: PlacedFetch = self.source.fetch_now(ids)  # pyright: ignore
         fetch.check()
         return fetch.arrived(self.layer)
 
