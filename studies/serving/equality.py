@@ -53,6 +53,21 @@ def by_transformers(model: Path, prompts: list[list[int]], new: int) -> Answers:
     return found
 
 
+@torch.inference_mode()
+def of_transformers(model: Path, prompts: list[list[int]], answers: Answers) -> Answers:
+    """Its own greedy choices behind each token of vLLM's answers, and the log-probabilities of vLLM's.
+
+    One pass a prompt: where all choices are vLLM's tokens, generating one by one gives these, too.
+    """
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found = []
+    for prompt, (tokens, _) in zip(prompts, answers, strict=True):
+        logits = loaded(torch.tensor([prompt + tokens[:-1]])).logits[0, len(prompt) - 1 :].float()
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        found.append((logits.argmax(-1).tolist(), logprobs.tolist()))
+    return found
+
+
 def by_vllm(llm: object, prompts: list[list[int]], new: int, at_once: int) -> Answers:
     """So many at once."""
     from vllm import SamplingParams
@@ -108,11 +123,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--reference", type=Path, help="keeps transformers' answers for the next call")
+    parser.add_argument("--forced", action="store_true", help="transformers reads vLLM's answers in one pass")
     parser.add_argument("--margins", action="store_true", help="with a router that leaves some rows out")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("equality.csv"))
     asked = parser.parse_args()
     prompts = prompts_of(asked.data, asked.model, asked.prompts)
-    wanted = _reference(asked.reference, lambda: by_transformers(asked.model, prompts, asked.tokens))
+    if not asked.forced:
+        wanted = _reference(asked.reference, lambda: by_transformers(asked.model, prompts, asked.tokens))
     from vllm import LLM
 
     options = {"additional_config": {"retoken": asked.placement}} if asked.placement else {}
@@ -133,6 +150,8 @@ def main() -> None:
             table.writerow("model placement compiled at_once prompts same_tokens max_dlogprob".split())
         for at_once in (1, 32):
             found = by_vllm(llm, prompts, asked.tokens, at_once)
+            if asked.forced:
+                wanted = of_transformers(asked.model, prompts, found)
             same, apart = compared(wanted, found)
             row = [asked.label or asked.model.name, json.dumps(asked.placement), asked.compiled, at_once]
             table.writerow([*row, len(prompts), same, f"{apart:.1e}"])

@@ -153,6 +153,18 @@ def _move_into(here, other):
     other.rmdir()
 
 
+def test_a_graph_of_an_earlier_start_is_not_taken_for_other_rows(folder, tmp_path):
+    """vLLM keeps graphs on disk, and looks neither at rows nor at their type when it takes one up."""
+    here = tmp_path / "model"
+    for rows in ("bfloat16", "int8"):
+        shutil.rmtree(here, ignore_errors=True)
+        write_artifact(folder, here, rows=rows)
+        for tables in ("disk", "host"):
+            with served(here, {"tables": tables}, enforce_eager=False) as llm:
+                assert _in_graph(llm)
+                assert_same(by_transformers(here, prompts()), by_vllm(llm, prompts()))
+
+
 def test_graphs_tell_a_record_that_was_changed(packed, tmp_path):
     here = Path(shutil.copytree(packed, tmp_path / "model"))
     with served(here, {"tables": "disk"}, enforce_eager=False, enable_prefix_caching=False) as llm:

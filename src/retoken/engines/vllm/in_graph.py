@@ -152,7 +152,7 @@ class InGraphPasses:
 def _form(stored: tuple[Tensor, Tensor | None] | None) -> str:
     """What a graph takes for granted of its input."""
     if stored is None:
-        return "not in one piece"
+        return "no records"
     rows = stored[0]
     return f"{rows.dtype} {list(rows.shape)}, {rows.stride(0) * rows.element_size()} bytes apart"
 
@@ -174,12 +174,26 @@ def put_in_graph(
     scheduled = vllm_config.scheduler_config
     positions = scheduled.max_num_batched_tokens + scheduled.max_num_seqs
     passes = InGraphPasses(stack, {layer: stack.layers[str(layer)] for layer in places}, positions)
-    if not passes.find_rows():
+    if not passes.find_rows() or not _tell_cache(vllm_config, passes):
         return None
     for layer, own in places.items():
         for place in own:
             place.give(passes.layers[layer])
     return passes
+
+
+def _tell_cache(vllm_config: VllmConfig, passes: InGraphPasses) -> bool:
+    """Let vLLM's cache on disk tell graphs apart by what they take for granted; false where it cannot.
+
+    It takes up the graph of an earlier start by a hash of its options, and checks nothing of a graph's
+    inputs: a folder may have been written again meanwhile, with rows of another type.
+    """
+    if not isinstance(vllm_config.additional_config, dict):
+        return False
+    forms = {layer: _form(one.stored) for layer, one in passes.layers.items()}
+    granted = {"rows": forms, "modulator": passes.stack.config.to_dict(), "slots": list(passes.slots.shape)}
+    vllm_config.additional_config = {**vllm_config.additional_config, "retoken_graph": granted}
+    return True
 
 
 def _compiles(vllm_config: VllmConfig) -> bool:
