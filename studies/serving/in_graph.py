@@ -122,9 +122,7 @@ def passes_of(weights: list[Weights], config: Any, in_graph: bool, positions: in
         return lambda states, ids: (begin(stack, modules, ids), compiled(states))[1]
     passes = InGraphPasses(stack, modules, positions)
     passes.find_rows()
-    for number, own in places.items():
-        for place in own:
-            place.give(passes.layers[number])
+    passes.enter(places)
     return lambda states, ids: (passes.begin(ids), compiled(states))[1]
 
 

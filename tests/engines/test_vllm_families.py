@@ -103,7 +103,7 @@ def test_folded(config, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["retoken", "mort-block-delay", "mort-both"])
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "smollm3"])
 def test_compiled(family, kind, tmp_path):
     config = OPTIONS.get(kind, R())
     _check(save(tmp_path / "model", config, family, **FAMILIES[family]), enforce_eager=False)

@@ -33,7 +33,6 @@ class InGraph:
             module: the modulator.
             slots: [most positions] or [most positions, H] int64: numbers of the rows of the pass under way.
         """
-        module.kernels = TRACED  # pyright: ignore
         self.module, self.slots = module, slots
         self.stored: tuple[Tensor, Tensor | None] | None = None
         """As `RecordLayout.views` has them; None: they are in the modulator's own table."""
@@ -88,7 +87,15 @@ class InGraphPasses:
         self.layers = {layer: InGraph(module, self.slots) for layer, module in modules.items()}
         self._shelf: Shelf | None = None
         self._wanted: Wanted | None = None
-        self._known = False
+        self._known, self._refused = False, ""
+
+    def enter(self, places: Mapping[int, list[Place]]) -> None:
+        """Let modules have the modulators in the graph that is to be made of them: {layer: where}."""
+        for number, own in places.items():
+            layer = self.layers[number]
+            layer.module.kernels = TRACED  # pyright: ignore
+            for place in own:
+                place.give(layer)
 
     def find_rows(self) -> bool:
         """Learn where rows lie, once they are loaded or placed; false where no view of records has them."""
@@ -110,17 +117,21 @@ class InGraphPasses:
         self.find_rows()
         for layer, form in zip(self.layers.values(), before, strict=True):
             if (now := _form(layer.stored)) != form:
-                raise CheckpointError(
+                self._refused = (
                     f"rows are {now} now, and passes were compiled for {form}; accepted: rows of the same "
                     "type and place, or a new start"
                 )
+                raise CheckpointError(self._refused)
 
     def begin(self, index: Tensor) -> InGraphPasses:
         """A pass starts whose positions read the rows `index`, [T] or [T, H].
 
         Raises:
             AttachError: it has more positions than the engine said.
+            CheckpointError: the rows are no longer those that the graph was made for.
         """
+        if self._refused:
+            raise CheckpointError(self._refused)
         if len(index) > len(self.slots):
             raise AttachError(f"a pass has {len(index)} positions; accepted: {len(self.slots)} by its config")
         self.slots[: len(index)] = index
@@ -176,9 +187,7 @@ def put_in_graph(
     passes = InGraphPasses(stack, {layer: stack.layers[str(layer)] for layer in places}, positions)
     if not passes.find_rows() or not _tell_cache(vllm_config, passes):
         return None
-    for layer, own in places.items():
-        for place in own:
-            place.give(passes.layers[layer])
+    passes.enter(places)
     return passes
 
 
