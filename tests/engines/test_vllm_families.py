@@ -103,10 +103,15 @@ def test_folded(config, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["retoken", "mort-block-delay", "mort-both"])
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "smollm3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_compiled(family, kind, tmp_path):
     config = OPTIONS.get(kind, R())
     _check(save(tmp_path / "model", config, family, **FAMILIES[family]), enforce_eager=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_by_vllm_s_transformers_backend(kind, made):
+    _check(*made["smollm3", kind], enforce_eager=False)
 
 
 @pytest.mark.parametrize("name", ["retoken-l2", "retoken-some", "retoken-both", "mort-one", "mort-delay"])
