@@ -2,8 +2,9 @@
 
     python studies/serving/split.py --text p.jsonl --folder label=FOLDER[={placement}] ... [--eager]
 
-The engine runs in this process, and the plugin's parts are timed within its passes. A step is one pass of the
-model over all requests under way; the first ones, which read prompts, are left out.
+The engine runs in this process, and the plugin's parts are timed within its passes; what a compiled graph
+does with rows is no part of its own. A step is one pass of the model over all requests under way; the first
+ones, which read prompts, are left out.
 """
 
 from __future__ import annotations
@@ -54,16 +55,23 @@ PARTS = ("step", "lookup", "gate")
 def timed_plugin() -> Iterator[Clock]:
     """Within, the plugin's parts are timed."""
     from retoken.engines.vllm import models
+    from retoken.engines.vllm.in_graph import InGraphPasses
     from retoken.engines.vllm.passes import Pass
 
-    clock, kept = Clock(), (models.begin, Pass.gate, Pass.route, Pass.add)
-    clock.around(models, "begin", "lookup")
-    for name in ("gate", "route", "add"):
-        clock.around(Pass, name, "gate")
+    parts = [
+        (models, "begin", "lookup"),
+        (InGraphPasses, "begin", "lookup"),
+        (InGraphPasses, "finish", "lookup"),
+    ]
+    parts += [(Pass, name, "gate") for name in ("gate", "route", "add")]
+    clock, kept = Clock(), [(owner, name, getattr(owner, name)) for owner, name, _ in parts]
+    for part in parts:
+        clock.around(*part)
     try:
         yield clock
     finally:
-        models.begin, Pass.gate, Pass.route, Pass.add = kept
+        for owner, name, function in kept:
+            setattr(owner, name, function)
 
 
 @contextmanager
