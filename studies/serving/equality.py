@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("equality.csv"))
     asked = parser.parse_args()
     prompts = prompts_of(asked.data, asked.model, asked.prompts)
+    wanted: Answers = []
     if not asked.forced:
         wanted = _reference(asked.reference, lambda: by_transformers(asked.model, prompts, asked.tokens))
     from vllm import LLM

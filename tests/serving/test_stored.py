@@ -52,7 +52,7 @@ def test_a_tier_gives_views_of_its_records(build, kind, where, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{"budget": {"host": 4000}, "counts": COUNTS}, {"prefetch": "chosen"}, {"verify": True}],
-    ids=str,
+    ids=["cascade", "chosen", "verify"],
 )
 def test_what_is_in_pieces_or_asked_for_later_has_none(build, options, tmp_path):
     model = build("mort")
@@ -76,6 +76,18 @@ def test_a_compiler_reads_them_itself(build, kind):
         retoken.place(model, "host")
         torch._dynamo.reset()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert_close("logits", wanted, compiled(input_ids=ids, use_cache=False).logits)
+
+
+@pytest.mark.parametrize("kind", ["retoken", "mort"])
+def test_a_compiler_that_cannot_breaks_its_graph(build, kind, tmp_path):
+    """On a disk each record is asked for and checked."""
+    model, ids = build(kind), token_ids()
+    with torch.inference_mode():
+        wanted = model(input_ids=ids, use_cache=False).logits
+        retoken.place(model, "disk", path=tmp_path / "rows")
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager")
         assert_close("logits", wanted, compiled(input_ids=ids, use_cache=False).logits)
 
 

@@ -100,7 +100,7 @@ class Shelf:
         """
         if self.disk is not None and wanted.files:
             self.disk.count(wanted.files, len(self.layout.layers))
-            self.disk.check(wanted.from_file)
+            self.check(wanted)
 
     def views(self, layer: int) -> tuple[Tensor, Tensor | None] | None:
         """A layer's part of all records by token, as `RecordLayout.views`; None: by token they lie apart."""

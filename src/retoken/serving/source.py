@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from retoken.serving.shelf import Prefetch, Shelf, Wanted
 from retoken.serving.stage import Buffers, Stage
 from retoken.serving.stored import StoredRows
 from retoken.serving.tiers import Homes, MemoryTier, Tier
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _NoBackward(torch.autograd.Function):
@@ -66,6 +68,11 @@ class PlacedLayer(NamedTuple):
         return Rows(positions, rows)  # pyright: ignore
 
 
+def _untraced(function: F) -> F:
+    """Let a compiler call it as it is: it asks for records, or reads a file."""
+    return torch.compiler.disable(function)  # pyright: ignore
+
+
 class PlacedFetch:
     """The records of one pass."""
 
@@ -83,14 +90,19 @@ class PlacedFetch:
     def arrived(self, layer: int) -> PlacedLayer:
         """The rows of a layer. With the last layer's all records of the pass are checked."""
         if self._wanted is not None:
-            self.source.shelf.read(self._wanted, layer)  # pyright: ignore
+            self._read(layer)
         return PlacedLayer(self, layer)
+
+    @_untraced
+    def _read(self, layer: int) -> None:
+        self.source.shelf.read(self._wanted, layer)  # pyright: ignore
 
     def at_hand(self, layer: int) -> PlacedLayer | None:
         """The rows of a layer; None where it has to wait for them, or checks records."""
         if self._wanted is None or self.source.shelf.checks_with(self._wanted, layer):  # pyright: ignore
             return None
-        return self.arrived(layer)
+        self.source.shelf.read(self._wanted, layer)  # pyright: ignore
+        return PlacedLayer(self, layer)
 
     def places(self) -> Places | None:
         """The records of its positions; None: they come in copies."""
@@ -148,15 +160,10 @@ class PlacedRows:
             direct = gather == "device" and homes.names == ("host",) and not self.shared
             found = device_stage(layout, tiers["host"].records, device) if direct else None  # pyright: ignore
             self.stage = found or Stage(layout, self._on_host, device)
-        self.traced = self._traced()
-
-    def _traced(self) -> dict[int, tuple[Tensor, Tensor | None]]:
-        """{layer: its part of all records} where they are in the memory that computes; {}: they are not."""
-        tier = self._tiers[0]
-        if self.shelf is None or self.check is not None or not isinstance(tier, MemoryTier):
-            return {}
-        found = {layer: self.shelf.views(layer) for layer in self.layout.layers}
-        return {layer: view for layer, view in found.items() if view is not None}
+        in_memory = isinstance(self._tiers[0], MemoryTier)
+        views = {layer: self.views(layer) for layer in layout.layers} if in_memory else {}
+        self.traced = {layer: view for layer, view in views.items() if view is not None}
+        """What a compiler reads itself: by layer, where all records are in host memory; else {}."""
 
     def __deepcopy__(self, memo: Any) -> PlacedRows:
         """A copy of a model reads the same records."""
@@ -164,16 +171,16 @@ class PlacedRows:
 
     def fetch(self, ids: Tensor) -> PlacedFetch | None:
         """The rows of ids [B, S]; None where a compiler reads them itself, layer by layer."""
-        return None if self.traced and _is_traced() else self.fetch_now(ids)  # pyright: ignore
+        return None if self.traced and _is_traced() else self.fetch_now(ids)
 
-    @torch.compiler.disable
+    @_untraced
     def fetch_now(self, ids: Tensor) -> PlacedFetch:
         """The rows of ids [B, S], whoever asks."""
         if self.check is not None:
             self._compare(ids)
         return PlacedFetch(self, ids)
 
-    @torch.compiler.disable
+    @_untraced
     def prefetch(self, ids: Tensor) -> None:
         """Ask for the records of ids [B, S] of a pass to come."""
         if self.shelf is not None:
@@ -185,6 +192,7 @@ class PlacedRows:
         """A layer's part of all records, as `RecordLayout.views`; None: in pieces, or to be compared."""
         return None if self.shelf is None or self.check is not None else self.shelf.views(layer)
 
+    @_untraced
     @torch.no_grad()
     def copy(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Records [R, record_bytes] of the distinct ids of [B, S], and positions [B, S] in them."""
@@ -293,7 +301,7 @@ class PlacedTable(TokenTable):
             return fetched
         if (traced := self.source.traced) and _is_traced():
             return StoredRows(ids, *traced[self.layer])
-        fetch: PlacedFetch = self.source.fetch_now(ids)  # pyright: ignore
+        fetch = self.source.fetch_now(ids)
         fetch.check()
         return fetch.arrived(self.layer)
 

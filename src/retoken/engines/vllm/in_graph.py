@@ -199,8 +199,8 @@ def _tell_cache(vllm_config: VllmConfig, passes: InGraphPasses) -> bool:
     """
     if not isinstance(vllm_config.additional_config, dict):
         return False
-    forms = {layer: _form(one.stored) for layer, one in passes.layers.items()}
-    granted = {"rows": forms, "modulator": passes.stack.config.to_dict(), "slots": list(passes.slots.shape)}
+    forms = {layer: [type(one.module).__name__, _form(one.stored)] for layer, one in passes.layers.items()}
+    granted = {"layers": forms, "modulator": passes.stack.config.to_dict(), "slots": list(passes.slots.shape)}
     vllm_config.additional_config = {**vllm_config.additional_config, "retoken_graph": granted}
     return True
 
