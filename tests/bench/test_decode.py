@@ -12,6 +12,7 @@ import retoken
 from retoken.bench.decode import cases, prompts, records, turns
 from retoken.bench.decode.bound import serve_within
 from retoken.bench.decode.cap import ROOT
+from retoken.bench.decode.passes import EagerPasses, repeatable
 from retoken.cli.main import main
 from retoken.errors import ConfigError, TrainingError
 from retoken.serving.packed import PackedFile
@@ -68,6 +69,26 @@ def test_outputs_that_differ_are_no_result(backbone, some, tmp_path):
     retoken.modulators(made[2].model)[0].scale.data.mul_(2)
     with pytest.raises(TrainingError, match="give different logits"):
         turns.take(made, some, lambda: None)
+
+
+def test_a_backbone_that_differs_from_itself_is_found_out(backbone, some):
+    plain = cases.Case(variant=cases.BASELINE, placement="", model=backbone)
+    assert turns.repeats(plain, some[0])
+
+    class Drifting(EagerPasses):
+        calls = 0
+
+        def further(self, ids):
+            self.calls += 1
+            return super().further(ids) + (self.calls > 8)
+
+    assert not turns.repeats(replace(plain, passes=Drifting), some[0])
+
+
+def test_other_attention_is_left_out_inside_alone():
+    with repeatable():
+        assert not torch.backends.cuda.cudnn_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_the_twin_shares_every_weight(backbone):

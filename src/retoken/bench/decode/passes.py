@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel, StaticCache
+
+REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention that gives the same bits each time. cuDNN's, with a mask, does not from 16 sequences on
+(`studies/inference/attention.csv`)."""
+
+
+def repeatable() -> AbstractContextManager[None]:
+    """No other attention: what differs by itself hides whether placements do."""
+    return sdpa_kernel(REPEATABLE)
 
 
 class Passes(Protocol):
