@@ -46,6 +46,29 @@ def test_every_placement_takes_turns_and_agrees(backbone, some, tmp_path, rows):
     assert [s.tpot.median for s in summary if s.variant == cases.BASELINE] == [1.0]
 
 
+def test_passes_take_turns_unless_something_is_done_between_them(backbone, some, tmp_path):
+    order = []
+
+    class Noted(EagerPasses):
+        def further(self, ids):
+            order.append((self.model, ids.shape[1]))
+            return super().further(ids)
+
+    for placements, abreast in ((("device", "host"), True), (("host", "disk-cold"), False)):
+        order.clear()
+        made = [
+            replace(c, passes=Noted)
+            for c in _make(backbone, some, tmp_path, placements, variants=["retoken"])
+        ]
+        turns.take(made, some[:1], lambda: None)
+        models = [model for model, _ in order]
+        assert len(order) == len(made) * (1 + some[0].following.shape[1])
+        assert (len(set(models[: len(made)])) == len(made)) is abreast
+        assert (len(set(models[:4])) == 1) is not abreast
+        counts = {id(model): sum(width for other, width in order if other is model) for model in models}
+        assert set(counts.values()) == {5 + 3}
+
+
 def test_whole_tables_and_their_placements_agree(backbone, some, tmp_path):
     options = {"kernels": "eager", "folder": tmp_path}
     made = cases.resident_cases(backbone, ("retoken", "mort-2of4"), ("host", "disk-warm"), **options)

@@ -92,6 +92,17 @@ def test_packed_rows_in_place(packed, wanted, tables):
         assert_same(wanted, by_vllm(llm, prompts()))
 
 
+def test_the_engine_does_not_open_the_rows_file(packed, monkeypatch):
+    """It would map it as private memory, which is refused where that is larger than the machine's."""
+    from vllm.model_executor.model_loader import weight_utils
+
+    opened, really = [], weight_utils.safe_open
+    noted = lambda file, *a, **k: (opened.append(Path(file).name), really(file, *a, **k))[1]  # noqa: E731
+    monkeypatch.setattr(weight_utils, "safe_open", noted)
+    with served(packed, {"tables": "disk"}):
+        assert opened == ["model.safetensors"]
+
+
 @pytest.mark.parametrize("tables", ["device", "host", "disk"])
 def test_rows_of_some_tokens_only(folder, wanted, tables, tmp_path):
     if folder.name == "recipe":

@@ -102,6 +102,10 @@ def test_a_change_is_told_at_the_start_or_when_it_is_read(build, packed):
             model(input_ids=ids)
         with torch.no_grad(), pytest.raises(CheckpointError, match=told):
             model(input_ids=ids)
+        many = torch.tensor([[5, token] * 32])
+        assert model.retoken.source.shelf.wanted(many).files == 2, "records are asked for and checked once"
+        with torch.no_grad(), pytest.raises(CheckpointError, match=told):
+            model(input_ids=many)
         first = retoken.modulators(model)[0]  # on its own: the pass never comes to the last layer
         with torch.no_grad(), pytest.raises(CheckpointError, match=told):
             first(torch.zeros(1, 2, first.scale.shape[0]), ids)

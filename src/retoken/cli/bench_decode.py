@@ -120,7 +120,7 @@ class BenchDecode:
         total = len(cases) * sum(len(some) for some in prompts)
         with _progress(total) as advance, self._limit(cases, prompts[0][0]):
             for some in prompts:
-                readings += turns.take(cases, some, advance)
+                readings += turns.take(cases, some, advance, alone=self.cap)
                 if self.csv is not None:
                     turns.write(self.csv, readings)
         return {"decode": [asdict(summary) for summary in turns.summarize(readings)]}

@@ -19,6 +19,9 @@ Prefetch = Literal["record", "chosen", "none"]
 """What is asked of the disk ahead: a token's whole record when its id is known, the rows that a router has
 chosen when it has, or nothing. ReToken has nothing to choose: "chosen" is "record" for it."""
 
+REPEATED = 32
+"""Positions from which on it pays to ask for a record that several of them have, and to check it, once."""
+
 
 class Wanted(NamedTuple):
     """The records of one pass's T positions."""
@@ -26,7 +29,7 @@ class Wanted(NamedTuple):
     slots: Tensor
     """[T] int64: what the kernels find a record by."""
     from_file: Tensor
-    """[F] int64: numbers of those that are read from the file."""
+    """[F] int64: numbers of those that are read from the file, each once where there are many."""
     files: int
     """F."""
 
@@ -71,7 +74,8 @@ class Shelf:
         slots = flat if self.address_V is None else self.address_V[flat]
         if self.disk is None:
             return Wanted(slots, flat[:0], 0)
-        from_file = flat if self._disk_V is None else flat[self._disk_V[flat]]
+        ids = flat if len(flat) < REPEATED else flat.unique()
+        from_file = ids if self._disk_V is None else ids[self._disk_V[ids]]
         from_file = from_file if self._number_V is None else self._number_V[from_file]
         return Wanted(slots, from_file, len(from_file))
 

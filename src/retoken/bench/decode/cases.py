@@ -58,6 +58,11 @@ class Case:
     """Before each pass; not timed."""
 
     @property
+    def undisturbed(self) -> bool:
+        """Whether nothing is done between its passes."""
+        return self.between is _nothing
+
+    @property
     def name(self) -> str:
         """For tables."""
         return self.variant if self.variant == BASELINE else f"{self.variant} {self.placement}"

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -86,24 +86,58 @@ class Summary:
     tpot: Ratio
 
 
+class Run:
+    """A case on its way over a prompt and what follows it."""
+
+    def __init__(self, case: Case, passes: Passes, prompt: Prompt) -> None:
+        case.prepare(torch.cat([prompt.ids.flatten(), prompt.following.flatten()]).unique())
+        self.case, self.passes, self.prompt = case, passes, prompt.to(case.model.device)
+        self.seconds: list[float] = []
+        """Of each pass so far, until the host knows the token."""
+        self.logits: Tensor | None = None
+        """[B, 1, V] of the latest."""
+
+    def step(self) -> None:
+        """The next pass: over the prompt, or over one more token."""
+        number = len(self.seconds)
+        self.case.between()
+        started = time.perf_counter()
+        if number:
+            logits = self.passes.further(self.prompt.following[:, number - 1 : number])
+        else:
+            logits = self.passes.first(self.prompt.ids)
+        logits[:, -1].argmax(-1).cpu()
+        self.seconds.append(time.perf_counter() - started)
+        self.logits = logits
+
+    def finish(self) -> tuple[float, float, Tensor]:
+        """Seconds to the first token and a further token, and the last logits [B, V]."""
+        while len(self.seconds) <= self.prompt.following.shape[1]:
+            self.step()
+        first, *further = self.seconds
+        return first, statistics.fmean(further), self.logits[:, -1].clone()  # pyright: ignore
+
+
 @torch.inference_mode()
 def run(case: Case, passes: Passes, prompt: Prompt) -> tuple[float, float, Tensor]:
     """Seconds to the first token and a further token, until the host knows it, and the last logits [B, V]."""
-    case.prepare(torch.cat([prompt.ids.flatten(), prompt.following.flatten()]).unique())
-    prompt = prompt.to(case.model.device)
-    case.between()
-    started = time.perf_counter()
-    logits = passes.first(prompt.ids)
-    logits[:, -1].argmax(-1).cpu()
-    first = time.perf_counter() - started
-    spent = 0.0
-    for ids in prompt.following.split(1, dim=1):
-        case.between()
-        started = time.perf_counter()
-        logits = passes.further(ids)
-        logits[:, -1].argmax(-1).cpu()
-        spent += time.perf_counter() - started
-    return first, spent / prompt.following.shape[1], logits[:, -1].clone()
+    return Run(case, passes, prompt).finish()
+
+
+def _runs(
+    cases: Sequence[Case], passes: dict[str, Passes], prompt: Prompt, turn: int, alone: bool
+) -> Iterator[Run]:
+    """All cases over a prompt, pass by pass in turns, or one after the other."""
+    order = list(cases)[:: 1 if turn % 2 == 0 else -1]
+    if alone:
+        yield from (Run(case, passes[case.name], prompt) for case in order)
+        return
+    runs = [Run(case, passes[case.name], prompt) for case in order]
+    for step in range(1 + prompt.following.shape[1]):
+        first = (step + turn) % len(runs)
+        for one in runs[first:] + runs[:first]:
+            one.step()
+    yield from runs
 
 
 @torch.inference_mode()
@@ -121,34 +155,38 @@ def _attention(case: Case, prompt: Prompt) -> AbstractContextManager[None]:
 
 
 @torch.inference_mode()
-def take(cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun) -> list[Reading]:
-    """Every case on every prompt; a variant's placements must agree bit for bit.
+def take(
+    cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun, alone: bool = False
+) -> list[Reading]:
+    """Every case on every prompt, pass by pass in turns; a variant's placements must agree bit for bit.
 
-    The first prompt warms up and is not counted. Attention is PyTorch's choice where that gives a plain
-    backbone the same logits each time.
+    So what else a machine does meets all alike. The first prompt warms up and is not counted. Attention is
+    PyTorch's choice where that gives a plain backbone the same logits each time.
 
     Args:
         cases: the plain backbone first.
         prompts: of one size.
         on_run: called after each run.
+        alone: each has the prompt to itself, as where they compete for memory. So it is, too, where something
+            is done between a case's passes, as a file's cache is dropped that others read.
 
     Raises:
         TrainingError: outputs differ between placements that read the same rows.
     """
     with _attention(cases[0], prompts[0]):
-        return _take(cases, prompts, on_run)
+        return _take(cases, prompts, on_run, alone or not all(case.undisturbed for case in cases))
 
 
-def _take(cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun) -> list[Reading]:
+def _take(cases: Sequence[Case], prompts: Sequence[Prompt], on_run: OnRun, alone: bool) -> list[Reading]:
     found, passes = [], {case.name: case.passes_over(prompts[0]) for case in cases}
     for repeat, prompt in enumerate(prompts, start=-1):
         logits: dict[str, tuple[str, Tensor]] = {}
-        for case in cases[:: 1 if repeat % 2 == 0 else -1]:
-            load = os.getloadavg()[0]
-            ttft, tpot, last = run(case, passes[case.name], prompt)
-            _check_equal(case, last, logits)
+        load = os.getloadavg()[0]
+        for one in _runs(cases, passes, prompt, repeat, alone):
+            ttft, tpot, last = one.finish()
+            _check_equal(one.case, last, logits)
             if repeat >= 0:
-                found.append(_reading(case, prompt, repeat, ttft, tpot, load))
+                found.append(_reading(one.case, prompt, repeat, ttft, tpot, load))
             on_run()
     return found
 

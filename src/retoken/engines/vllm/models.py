@@ -20,11 +20,15 @@ from retoken.engines.vllm.in_graph import InGraphPasses, put_in_graph
 from retoken.engines.vllm.options import read_options
 from retoken.engines.vllm.passes import begin, ids_of
 from retoken.engines.vllm.sites import install, layers_of
-from retoken.engines.vllm.tables import build_stack, plan_of, put_rows
+from retoken.engines.vllm.tables import RowsFile, build_stack, plan_of, put_rows
 from retoken.engines.vllm.weights import Incoming
 from retoken.errors import ConfigError
 from retoken.ops import fused
 from retoken.serving.reader import FolderReader
+
+MODEL_FILES = "model*.safetensors"
+"""What vLLM's loader gets of a folder with packed rows. It would open that file, too: as private memory,
+which the system refuses of one larger than its own."""
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM shows what is logged below its own name
 
@@ -56,6 +60,9 @@ class ServedModel:
         self.retoken_in_graph: InGraphPasses | None = None
         self.retoken_device = torch.get_default_device()  # while vLLM reloads, parameters are on none
         self.retoken_whole = False
+        self.retoken_file: RowsFile | None = None
+        if plan.packed:
+            self.allow_patterns_overrides = [MODEL_FILES]
         fused.passes()  # compiled code is loaded now, not within the first request
         answer_searches()
 
@@ -83,7 +90,7 @@ class ServedModel:
         loaded = super().load_weights(incoming.rest(weights))  # pyright: ignore
         if not self.retoken_whole:
             incoming.refuse_gaps()
-        if plan.placed and (not self.retoken_whole or incoming.samples or incoming.packed):
+        if plan.placed and (not self.retoken_whole or incoming.brings_rows or self._has_other_rows()):
             self._place(incoming)
         if not self.retoken_whole:
             self.retoken_in_graph = put_in_graph(self.retoken, self.retoken_places, vllm_config)
@@ -97,8 +104,13 @@ class ServedModel:
         folder = local_folder(vllm_config)
         if incoming.samples:
             incoming.check_samples(FolderReader(folder))
+        self.retoken_file = RowsFile.of(plan, folder)
         placement = put_rows(self, plan, folder, vllm_config.model_config.dtype, self.retoken_device)
         logger.info("%s", placement)
+
+    def _has_other_rows(self) -> bool:
+        """Whether the folder has had another packed file since rows were placed."""
+        return self.retoken_file is not None and self.retoken_file.replaced()
 
 
 @functools.cache

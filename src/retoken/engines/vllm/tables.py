@@ -17,7 +17,7 @@ from retoken.engines.vllm.options import asked_of
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.nn.folded import build_folded
 from retoken.nn.stack import build_modulator, index_for
-from retoken.serving.load import check_shapes, field_of, packed_rows, serve_packed
+from retoken.serving.load import check_shapes, field_of, packed_rows, rows_file_of, serve_packed
 from retoken.serving.neighbours import ALONE, Neighbours, Ranks
 from retoken.serving.place import Asked, Placement, Seat, house
 from retoken.serving.reader import FolderReader
@@ -48,6 +48,29 @@ class Plan(NamedTuple):
     def placed(self) -> bool:
         """Whether rows are records, not parameters of the model."""
         return self.packed or not self.asked.as_they_are
+
+
+class RowsFile(NamedTuple):
+    """The packed file that rows were placed from."""
+
+    path: Path
+    state: tuple[int, ...]
+    """Another file in its place has another."""
+
+    @classmethod
+    def of(cls, plan: Plan, folder: Path) -> RowsFile | None:
+        """A folder's; None: its rows are not packed, or the file is missing."""
+        path = rows_file_of(plan.written, folder) if plan.packed else None
+        return cls(path, _state(path)) if path is not None and path.is_file() else None
+
+    def replaced(self) -> bool:
+        """Whether there is another one now; one that has gone is still served."""
+        return self.path.is_file() and _state(self.path) != self.state
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def plan_of(config: PreTrainedConfig, options: dict[str, Any]) -> Plan:

@@ -38,6 +38,11 @@ class Incoming:
         self.samples: dict[int, Tensor] = {}
         """{layer: some rows of it} of tables that went by and are served from elsewhere."""
 
+    @property
+    def brings_rows(self) -> bool:
+        """Whether rows that live elsewhere went by."""
+        return self.packed or bool(self.samples)
+
     def rest(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """The backbone's tensors of a stream; the others are loaded as they pass."""
         for name, tensor in weights:
