@@ -15,7 +15,7 @@ REPEATABLE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 (`studies/inference/attention.csv`)."""
 
 
-def repeatable() -> AbstractContextManager[None]:
+def repeatable() -> AbstractContextManager[Any]:
     """No other attention: what differs by itself hides whether placements do."""
     return sdpa_kernel(REPEATABLE)
 

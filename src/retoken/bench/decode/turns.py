@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ def repeats(case: Case, prompt: Prompt, times: int = 3) -> bool:
     return all(torch.equal(found[0], other) for other in found[1:])
 
 
-def _attention(case: Case, prompt: Prompt) -> AbstractContextManager[None]:
+def _attention(case: Case, prompt: Prompt) -> AbstractContextManager[Any]:
     """PyTorch's choice, unless the plain backbone on a GPU then differs from itself."""
     as_it_is = case.model.device.type == "cpu" or repeats(case, prompt)
     return nullcontext() if as_it_is else repeatable()
