@@ -97,7 +97,11 @@ def test_the_engine_does_not_open_the_rows_file(packed, monkeypatch):
     from vllm.model_executor.model_loader import weight_utils
 
     opened, really = [], weight_utils.safe_open
-    noted = lambda file, *a, **k: (opened.append(Path(file).name), really(file, *a, **k))[1]  # noqa: E731
+
+    def noted(file, *args, **options):
+        opened.append(Path(file).name)
+        return really(file, *args, **options)
+
     monkeypatch.setattr(weight_utils, "safe_open", noted)
     with served(packed, {"tables": "disk"}):
         assert opened == ["model.safetensors"]
