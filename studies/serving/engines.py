@@ -34,9 +34,9 @@ HERE = Path(__file__).parent
 KINDS = ("first", "further")
 
 
-def engine_of(folder: str, placement: list[str], dtype: str) -> LLM:
+def engine_of(folder: str, placement: list[str]) -> LLM:
     """vLLM's engine in this process."""
-    options: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 32, "dtype": dtype}
+    options: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 32, "dtype": "bfloat16"}
     options["enable_prefix_caching"] = False  # prompts come again, and are to be read again
     if placement:
         options["additional_config"] = {"retoken": json.loads(placement[0])}
@@ -129,14 +129,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, default=HERE / "engines.csv")
     asked = parser.parse_args()
     prompts = [json.loads(line)["prompt"] for line in asked.text.read_text().splitlines()]
     engines: dict[str, LLM] = {}
     for spec in asked.folder:
         label, folder, *placement = spec.split("=", 2)
-        engines[label] = engine_of(folder, placement, asked.dtype)
+        engines[label] = engine_of(folder, placement)
         print(label, "is up", flush=True)
     one_copy(engines)
     rows = measure(engines, prompts, asked)

@@ -20,7 +20,7 @@ Prefetch = Literal["record", "chosen", "none"]
 chosen when it has, or nothing. ReToken has nothing to choose: "chosen" is "record" for it."""
 
 REPEATED = 32
-"""Positions from which on it pays to ask for a record that several of them have, and to check it, once."""
+"""Positions of a pass from which on a record that several of them have is asked for, and checked, once."""
 
 
 class Wanted(NamedTuple):
