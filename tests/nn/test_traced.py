@@ -39,9 +39,20 @@ def test_the_choice_is_that_of_a_sort(count, top_k, dtype):
 
 def test_of_equals_the_first_are_chosen():
     found = TRACED.route(torch.ones(1, D), torch.ones(4, D), 2)
-    assert found.weights_TK.tolist() == [[0.5, 0.5, 0, 0]]
+    assert found.chosen_TK.tolist() == [[0, 1]]
+    assert found.weights_TK.tolist() == [[0.5, 0.5]]
     none = TRACED.route(torch.zeros(3, D), torch.randn(4, D), 3)
-    torch.testing.assert_close(none.weights_TK, torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0]]).expand(3, 4))
+    assert none.chosen_TK.tolist() == [[0, 1, 2]] * 3
+    torch.testing.assert_close(none.weights_TK, torch.full((3, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_states_that_are_no_numbers_stay_in_the_table(top_k):
+    """A compiled loop that reads beyond it would take the process down."""
+    found = TRACED.route(torch.full((3, D), torch.nan), torch.randn(4, D), top_k)
+    assert found.chosen_TK.min() >= 0
+    assert found.chosen_TK.max() < 4
+    assert found.weights_TK[:, 0].isnan().all()
 
 
 @pytest.mark.parametrize("folded", [False, True])

@@ -1,6 +1,7 @@
 """The packed file: round trip, refusals by name, and what it keeps resident."""
 
 import json
+import time
 
 import pytest
 import safetensors.torch
@@ -9,6 +10,7 @@ import torch
 import retoken
 from retoken.errors import CheckpointError
 from retoken.serving import PackedFile
+from retoken.serving.packed import sampled
 from retoken.testing import VOCAB, token_ids
 
 
@@ -84,8 +86,7 @@ def test_a_newer_format_is_refused(packed, tmp_path):
 
 def test_a_change_is_told_at_the_start_or_when_it_is_read(build, packed):
     file = PackedFile(packed)
-    sampled = set(torch.linspace(0, VOCAB - 1, 64, dtype=torch.float64).long().tolist())
-    silent = next(i for i in range(3, VOCAB) if i not in sampled)
+    silent = next(i for i in range(3, VOCAB) if i not in sampled(VOCAB))
     start, size = file._start, file.layout.record_bytes
     for token, where in ((silent, "read"), (0, "start")):
         data = bytearray(packed.read_bytes())
@@ -109,6 +110,34 @@ def test_a_change_is_told_at_the_start_or_when_it_is_read(build, packed):
         first = retoken.modulators(model)[0]  # on its own: the pass never comes to the last layer
         with torch.no_grad(), pytest.raises(CheckpointError, match=told):
             first(torch.zeros(1, 2, first.scale.shape[0]), ids)
+
+
+def test_a_record_is_looked_at_once_and_again_when_the_file_was_written_to(packed):
+    file, looked = PackedFile(packed), []
+    a, b, c = [i for i in range(VOCAB) if i not in sampled(VOCAB)][:3]  # the others were looked at already
+    inner, at = file._check_all, file._start + a * file.layout.record_bytes + 5
+    file._check_all = lambda ids: (looked.append(ids.tolist()), inner(ids))
+
+    def flip():
+        time.sleep(0.02)  # a file's time is that of the last clock tick
+        with packed.open("r+b") as out:
+            out.seek(at)
+            byte = out.read(1)[0]
+            out.seek(at)
+            out.write(bytes([byte ^ 1]))
+
+    for ids in ([a, b], [a, b, c], [c, a]):
+        file.gather(torch.tensor(ids))
+    assert looked == [[a, b], [c]]
+    flip()
+    for _ in range(2):
+        file.gather(torch.tensor([b, c]))
+        with pytest.raises(CheckpointError, match=f"the record of token {a} was changed"):
+            file.gather(torch.tensor([b, a]))
+    assert looked[2:] == [[b, c], [a], [a]]
+    flip()
+    file.gather(torch.tensor([b, a]))
+    assert looked[5:] == [[b, a]]
 
 
 def test_files_of_other_models_are_refused(build, packed):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -83,29 +86,42 @@ class Operators:
 
 
 class Traced(Operators):
-    """For a compiler that fuses what it sees: no sort and no product stand between its loops. Inference only.
-
-    A choice has all E modulators, with weights of zero where the K best have others: so all rows are read.
-    """
+    """For a compiler that fuses what it sees: no sort and no product stand between its loops. Inference only."""
 
     name = "traced"
 
     def route(self, hidden: Tensor, router: Tensor, top_k: int) -> Routing:
-        """Who is best by counting who is better; of equals the first is (Eq. 3)."""
-        logits_TE = (widen(hidden).unsqueeze(-2) * widen(router)).sum(-1)
-        each_E = torch.arange(router.shape[0], device=hidden.device)
-        own, other = logits_TE.unsqueeze(-1), logits_TE.unsqueeze(-2)
-        better = (other > own) | ((other == own) & (each_E < each_E.unsqueeze(-1)))
-        sigma_TE = torch.sigmoid(logits_TE) * (better.sum(-1) < top_k)
-        weights_TE = sigma_TE / sigma_TE.sum(-1, keepdim=True)
-        return Routing(logits_TE, each_E.expand(logits_TE.shape), weights_TE)
+        """Who is best by counting who is better; of equals the first is (Eq. 3).
 
-    def residual(
-        self, rows: Fetched, routing: Routing, scale: Tensor | None, gain: float, eps: float
-    ) -> Residual:
-        """Of all rows, which a loop reads one after the other."""
-        mixed = (widen(rows.lookup()) * routing.weights_TK.unsqueeze(-1)).sum(-2)
-        return Residual(mixed if scale is None else residual(mixed, scale, gain, eps))
+        Modulators are written out, so that one loop over the state makes all logits, and what follows is
+        done for many positions at a time.
+        """
+        wide, logits = widen(hidden), []
+        for row_D in widen(router).unbind():
+            logits.append((wide * row_D).sum(-1))
+        each = range(len(logits))
+        ranks, sigmas = [_rank(logits, own) for own in each], [torch.sigmoid(logit) for logit in logits]
+        # Logits that are no numbers have one rank together: what that sums up to must not lead out of a table.
+        chosen = [_of_rank(k, ranks, each).clamp(max=each[-1]) for k in range(top_k)]
+        kept = [_of_rank(k, ranks, sigmas) for k in range(top_k)]
+        weights = [one / _sum(kept) for one in kept]
+        return Routing(*(torch.stack(x).movedim(0, -1) for x in (logits, chosen, weights)))
+
+
+def _rank(logits: list[Tensor], own: int) -> Tensor:
+    """How many modulators come before this one."""
+    better = [other >= logits[own] for other in logits[:own]]
+    better += [other > logits[own] for other in logits[own + 1 :]]
+    return _sum([torch.zeros_like(logits[own], dtype=torch.int32), *better])
+
+
+def _of_rank(rank: int, ranks: list[Tensor], values: Sequence[Any]) -> Tensor:
+    """What the modulator of this rank has."""
+    return _sum([torch.where(own == rank, value, 0) for own, value in zip(ranks, values, strict=True)])
+
+
+def _sum(values: list[Tensor]) -> Tensor:
+    return functools.reduce(operator.add, values)
 
 
 OPERATORS = Operators()

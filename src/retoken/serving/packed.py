@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,6 +162,12 @@ def _described(path: Path) -> _Described:
     return _Described(layout, digest, start + first, records, start if first else None)
 
 
+def _state(file: int) -> tuple[int, ...]:
+    """Of an open file: another one once it has been written to, whatever time its writer has given it."""
+    found = os.fstat(file)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class PackedFile:
     """A packed file, open for reading in place. Processes that serve the same file share its pages."""
 
@@ -171,8 +179,9 @@ class PackedFile:
         """
         self.path, self.resident_bytes = Path(path), resident_bytes
         self.layout, self.fingerprint, self._start, count, numbers_at = _described(self.path)
-        with self.path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        weakref.finalize(self, os.close, self._file)
+        self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)
         flat = np.frombuffer(self._map, dtype=np.uint8, offset=self._start)
         self._records = flat.reshape(count, self.layout.record_bytes)
@@ -180,6 +189,8 @@ class PackedFile:
         """[V] int64: which record each token has; None: the one of its own number. 0 holds zero rows."""
         if numbers_at is not None:
             self.number_V = self._numbers(numbers_at, count)
+        self._state = _state(self._file)
+        self._good = torch.zeros(count, dtype=torch.bool)
         self._touched = 0
         self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
         written = None if self.number_V is None else self.number_V.to(torch.int32)
@@ -218,7 +229,7 @@ class PackedFile:
         return self._records.ctypes.data
 
     def gather(self, ids: Tensor) -> Tensor:
-        """Records [R, record_bytes] by their numbers [R] on the host; each is checked.
+        """Records [R, record_bytes] by their numbers [R] on the host, checked.
 
         Raises:
             CheckpointError: a record has changed since it was written.
@@ -236,11 +247,22 @@ class PackedFile:
         fused.kernels().ask(*where, mmap.PAGESIZE, 0, len(ids))
 
     def check(self, ids: Tensor) -> None:
-        """Look whether the records numbered ids [R], contiguous, are as they were written.
+        """Look whether the records numbered ids [R] are as they were written.
+
+        Each is looked at when it is read first, and again once the file has been written to.
 
         Raises:
             CheckpointError: one is not.
         """
+        if (state := _state(self._file)) != self._state:
+            self._state = state
+            self._good.zero_()
+        new = ids[~self._good[ids]]
+        if len(new):
+            self._check_all(new)
+            self._good[new] = True
+
+    def _check_all(self, ids: Tensor) -> None:
         where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)
 
         def some(start: int, stop: int) -> None:
