@@ -86,7 +86,7 @@ class Operators:
 
 
 class Traced(Operators):
-    """For a compiler that fuses what it sees: no sort and no product stand between its loops. Inference only."""
+    """For a compiler that fuses what it sees: no sort and no product between its loops. Inference only."""
 
     name = "traced"
 
@@ -101,7 +101,7 @@ class Traced(Operators):
             logits.append((wide * row_D).sum(-1))
         each = range(len(logits))
         ranks, sigmas = [_rank(logits, own) for own in each], [torch.sigmoid(logit) for logit in logits]
-        # Logits that are no numbers have one rank together: what that sums up to must not lead out of a table.
+        # Logits that are no numbers share a rank: what that sums up to must not lead out of a table.
         chosen = [_of_rank(k, ranks, each).clamp(max=each[-1]) for k in range(top_k)]
         kept = [_of_rank(k, ranks, sigmas) for k in range(top_k)]
         weights = [one / _sum(kept) for one in kept]

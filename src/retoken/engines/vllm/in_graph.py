@@ -59,7 +59,8 @@ class InGraph:
         self._note()
         flat = _flat(states)
         here = self.slots.narrow(0, 0, flat.shape[0])
-        stored = (self.module.table.weight, None) if self.stored is None else self.stored
+        own: Any = self.module.table
+        stored = (own.weight, None) if self.stored is None else self.stored
         return self.module(flat, here, StoredRows(here, *stored))
 
     @torch.compiler.assume_constant_result
