@@ -49,7 +49,7 @@ def blocks(reader: RowReader, layout: RecordLayout) -> Iterator[tuple[int, Tenso
 def sampled(vocab_size: int) -> Tensor:
     """The tokens whose records a fingerprint looks at: up to 64, spread over the vocabulary."""
     count = min(SAMPLED, vocab_size)
-    return torch.linspace(0, vocab_size - 1, count, dtype=torch.float64).long().unique()
+    return torch.linspace(0, vocab_size - 1, count, dtype=torch.float64, device="cpu").long().unique()
 
 
 def fingerprint(layout: RecordLayout, gather: Gather, number_V: Tensor | None = None) -> str:
@@ -179,7 +179,7 @@ class PackedFile:
         """
         self.path, self.resident_bytes = Path(path), resident_bytes
         self.layout, self.fingerprint, self._start, count, numbers_at = _described(self.path)
-        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._file = os.open(self.path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)
@@ -190,7 +190,7 @@ class PackedFile:
         if numbers_at is not None:
             self.number_V = self._numbers(numbers_at, count)
         self._state = _state(self._file)
-        self._good = torch.zeros(count, dtype=torch.bool)
+        self._good = torch.zeros(count, dtype=torch.bool, device="cpu")
         self._touched = 0
         self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
         written = None if self.number_V is None else self.number_V.to(torch.int32)
