@@ -96,15 +96,15 @@ class Traced(Operators):
         Modulators are written out, so that one loop over the state makes all logits, and what follows is
         done for many positions at a time.
         """
-        wide, logits = widen(hidden), []
-        for row_D in widen(router).unbind():
-            logits.append((wide * row_D).sum(-1))
+        wide = widen(hidden)
+        logits = [(wide * row_D).sum(-1) for row_D in widen(router).unbind()]
         each = range(len(logits))
         ranks, sigmas = [_rank(logits, own) for own in each], [torch.sigmoid(logit) for logit in logits]
         # Logits that are no numbers share a rank: what that sums up to must not lead out of a table.
         chosen = [_of_rank(k, ranks, each).clamp(max=each[-1]) for k in range(top_k)]
         kept = [_of_rank(k, ranks, sigmas) for k in range(top_k)]
-        weights = [one / _sum(kept) for one in kept]
+        total = _sum(kept)
+        weights = [one / total for one in kept]
         return Routing(*(torch.stack(x).movedim(0, -1) for x in (logits, chosen, weights)))
 
 

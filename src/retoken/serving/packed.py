@@ -162,10 +162,10 @@ def _described(path: Path) -> _Described:
     return _Described(layout, digest, start + first, records, start if first else None)
 
 
-def _state(file: int) -> tuple[int, ...]:
-    """Of an open file: another one once it has been written to, whatever time its writer has given it."""
-    found = os.fstat(file)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def state_of(file: Path | int) -> tuple[int, ...]:
+    """Of a file by its path or descriptor: another one once it has been written to or is another file."""
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 class PackedFile:
@@ -189,7 +189,7 @@ class PackedFile:
         """[V] int64: which record each token has; None: the one of its own number. 0 holds zero rows."""
         if numbers_at is not None:
             self.number_V = self._numbers(numbers_at, count)
-        self._state = _state(self._file)
+        self._state = state_of(self._file)
         self._good = torch.zeros(count, dtype=torch.bool, device="cpu")
         self._touched = 0
         self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
@@ -254,7 +254,7 @@ class PackedFile:
         Raises:
             CheckpointError: one is not.
         """
-        if (state := _state(self._file)) != self._state:
+        if (state := state_of(self._file)) != self._state:
             self._state = state
             self._good.zero_()
         new = ids[~self._good[ids]]

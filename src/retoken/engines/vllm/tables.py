@@ -19,6 +19,7 @@ from retoken.nn.folded import build_folded
 from retoken.nn.stack import build_modulator, index_for
 from retoken.serving.load import check_shapes, field_of, packed_rows, rows_file_of, serve_packed
 from retoken.serving.neighbours import ALONE, Neighbours, Ranks
+from retoken.serving.packed import state_of
 from retoken.serving.place import Asked, Placement, Seat, house
 from retoken.serving.reader import FolderReader
 
@@ -61,16 +62,11 @@ class RowsFile(NamedTuple):
     def of(cls, plan: Plan, folder: Path) -> RowsFile | None:
         """A folder's; None: its rows are not packed, or the file is missing."""
         path = rows_file_of(plan.written, folder) if plan.packed else None
-        return cls(path, _state(path)) if path is not None and path.is_file() else None
+        return cls(path, state_of(path)) if path is not None and path.is_file() else None
 
     def replaced(self) -> bool:
         """Whether there is another one now; one that has gone is still served."""
-        return self.path.is_file() and _state(self.path) != self.state
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        return self.path.is_file() and state_of(self.path) != self.state
 
 
 def plan_of(config: PreTrainedConfig, options: dict[str, Any]) -> Plan:
