@@ -67,14 +67,17 @@ def test_the_block_input_norm_reads_bf16_states_in_float32(configs):
 def test_the_sum_of_increment_and_residual_is_rounded_once(configs):
     model = _bf16(configs["mort"])
     mlp_out, added, residual = [], [], []
-    layer = model.model.layers[0]
-    layer.mlp._forward_hooks.clear()
-    layer.mlp.register_forward_hook(lambda m, args, out: mlp_out.append(out))
-    fresh = _bf16(configs["mort"])
-    fresh.model.layers[0].mlp.register_forward_hook(lambda m, args, out: added.append(out))
-    retoken.modulators(fresh)[0].register_forward_hook(lambda m, args, out: residual.append(out[0].tensor()))
-    ids = token_ids()
-    model(input_ids=ids), fresh(input_ids=ids)
+    mlp = model.model.layers[0].mlp
+    add = mlp.retoken_behind
+
+    def keep(*args):
+        added.append(add(*args))
+        return added[-1]
+
+    mlp.retoken_behind = keep
+    mlp.register_forward_hook(lambda m, args, out: mlp_out.append(out))
+    retoken.modulators(model)[0].register_forward_hook(lambda m, args, out: residual.append(out[0].tensor()))
+    model(input_ids=token_ids())
     assert torch.equal(added[0], (mlp_out[0].float() + residual[0]).bfloat16())
 
 

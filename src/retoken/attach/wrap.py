@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from retoken.attach.families import Anatomy
 from retoken.attach.past import keep_tokens, tokens_before
 from retoken.attach.rivals.base import RivalConfig
-from retoken.attach.sites import KEYWORD, Hook, LayerSite, SiteHook, on_first
+from retoken.attach.sites import KEYWORD, Around, Hook, LayerSite, SiteHook, on_first
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
 from retoken.nn import ForwardContext, Landing
@@ -170,11 +170,11 @@ def backbone_class(module: nn.Module) -> type:
 
 def plan_hooks(
     model: PreTrainedModel, config: ModulatorConfig, anatomy: Anatomy
-) -> tuple[list[LayerSite], list[Hook]]:
-    """The site of every layer, and the hooks that this configuration's modulators need."""
+) -> tuple[list[LayerSite], list[Hook | Around]]:
+    """The site of every layer, and the hooks and acts that this configuration's modulators need."""
     delay = config.injection_delay if isinstance(config, MoRTConfig) else 0
     sites = [LayerSite(layer, delay > 0) for layer in range(len(anatomy.layers))]
-    hooks = [
+    hooks: list[Hook | Around] = [
         Hook(anatomy.base, StartForward(model, anatomy.base, sites), True),
         Hook(anatomy.base, EndForward(model, sites), False, named=True),
     ]
@@ -184,17 +184,17 @@ def plan_hooks(
         if isinstance(config, MoRTConfig):
             hooks.extend(_mort_hooks(config, anatomy, sites, layer))
         elif isinstance(config, ReTokenConfig):
-            hooks.append(Hook(anatomy.increments[layer], GateIncrement(sites[layer]), False))
+            hooks.append(Around(anatomy.increments[layer], GateIncrement(sites[layer]), False))
     return sites, hooks
 
 
-def _mort_hooks(config: MoRTConfig, anatomy: Anatomy, sites: list[LayerSite], layer: int) -> list[Hook]:
-    hooks: list[Hook] = []
+def _mort_hooks(config: MoRTConfig, anatomy: Anatomy, sites: list[LayerSite], layer: int) -> list[Around]:
+    hooks: list[Around] = []
     source = sites[layer]
     if config.router_input == "block_input":
         source.on_entry.append(RouteFromBlockInput(source))
     else:
-        hooks.append(Hook(anatomy.mlps[layer], RouteFromMlpInput(source), True))
+        hooks.append(Around(anatomy.mlps[layer], RouteFromMlpInput(source), True))
     landing = layer + config.injection_delay
     add = AddDelayedResidual(sites[landing], source) if source.delayed else AddResidual(source)
-    return [*hooks, Hook(anatomy.increments[landing], add, False)]
+    return [*hooks, Around(anatomy.increments[landing], add, False)]
