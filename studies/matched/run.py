@@ -8,9 +8,9 @@
 
 `tune` gives every variant the same small budget: four rates of its tables, at the smaller size, on a seed of
 its own. `time` has steps of ReToken, MoRT and the recipe beside the baseline's, in turns, on a machine that
-does nothing else; `longer` trains as much longer as ReToken or MoRT takes. `train` takes the best rates to
-both sizes and three seeds. Runs that tune.csv, times.csv or runs.csv has are not made again; all are written
-after every run. summary.py makes the tables of README.md.
+does nothing else; `longer` trains as much longer as ReToken or MoRT takes, and `wider`, a backbone of the
+next width, as long as MoRT does. `train` takes the best rates to both sizes and three seeds. Runs that
+tune.csv, times.csv or runs.csv has are not made again; all are written after every run. summary.py makes the tables of README.md.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ STORED = {
 """Variants by the numbers in their tables over ReToken's."""
 WIDE = {("llama-64x3", 1): "llama-96x6", ("llama-64x3", 5): "llama-192x7", ("llama-128x4", 1): "llama-256x4"}
 """Plain backbones that store about as much as ReToken (1) and as MoRT (5) do, by more compute."""
+WIDER = {"llama-64x3": "llama-80x3", "llama-128x4": "llama-160x4"}
+"""Plain backbones of the next width, which train as long as MoRT does."""
 LR, LR_WIDTH, TOKENS = 8e-3, 64, 800 * 16 * 128
 """Peak rate at that width, and over the width elsewhere (studies/scaling/rates.csv); tokens of a run."""
-NO_TABLES = ("baseline", "wide", "longer")
+NO_TABLES = ("baseline", "wide", "longer", "wider")
 LONGER = {1: "retoken", 5: "mort"}
-"""Whose time `longer` has, by size."""
-TIMED = (*LONGER.items(), (5, "additive_both"))
+"""Whose time `longer` and `wider` have, by size."""
+TIMED = (*LONGER.items(), (5, "additive_both"), (5, "wider"))
 """Sizes and variants whose steps are timed."""
 STEPS, REPEATS = 30, 21
 """Of a turn, and turns."""
@@ -104,6 +106,7 @@ def trials(tuned: list[Row]) -> list[Trial]:
             found.append(Trial(size=0, variant="baseline", **plain))
             found += [Trial(size=size, variant="wide", **plain) for of, size in WIDE if of == preset]
             found += [Trial(size=size, variant="longer", **plain) for size in STORED]
+            found.append(Trial(size=5, variant="wider", **plain))
             for size, name in ((size, name) for size, names in STORED.items() for name in names):
                 rate = best[size, name][1]
                 found.append(Trial(preset=preset, size=size, variant=name, rate=rate, seed=seed))
@@ -123,8 +126,8 @@ def config_of(trial: Trial, stores: Path, work: Path, slower: float = 1.0) -> Tr
     """The run of a trial; `slower`: how much longer it is to train than the preset's recipe says."""
     name = "baseline" if trial.variant in NO_TABLES else trial.variant
     modulator = attached(name, ReTokenConfig(), MoRTConfig(), float(trial.size))
-    preset = WIDE[trial.preset, trial.size] if trial.variant == "wide" else trial.preset
-    found = presets.get(preset)
+    preset = {"wide": WIDE.get((trial.preset, trial.size)), "wider": WIDER[trial.preset]}.get(trial.variant)
+    found = presets.get(preset := preset or trial.preset)
     recipe = found.recipe.to_dict() | {"eval_tokens": 0, "eval_every": 0, "tokens": round(TOKENS * slower)}
     recipe["lr"] = LR * LR_WIDTH / found.backbone["hidden_size"]
     return TrainConfig(
@@ -158,7 +161,7 @@ def time_steps(tuned: list[Row], stores: Path, work: Path, repeats: int) -> None
         plain = Trial(preset=preset, size=0, variant="baseline", rate=0.0, seed=SEEDS[0])
         configs = {"baseline": config_of(plain, stores, work)}
         for key in missing:
-            rate = best[key["size"], key["variant"]][1]
+            rate = 0.0 if key["variant"] in NO_TABLES else best[key["size"], key["variant"]][1]
             trial = replace(plain, size=key["size"], variant=key["variant"], rate=rate)
             configs[key["variant"]] = config_of(trial, stores, work)
         spreads = steps_over(configs, "baseline", steps=STEPS, repeats=repeats)
@@ -171,14 +174,16 @@ def time_steps(tuned: list[Row], stores: Path, work: Path, repeats: int) -> None
 
 def slower(trial: Trial, known: list[Row]) -> float | None:
     """How much longer a trial is to train than the preset's recipe says; None: not known yet."""
-    if trial.variant != "longer":
+
+    def of(variant: str) -> float | None:
+        key = (trial.preset, str(trial.size), variant)
+        steps = {(row["preset"], row["size"], row["variant"]): float(row["slower"]) for row in known}
+        return steps.get(key)
+
+    if trial.variant not in ("longer", "wider"):
         return 1.0
-    found = [
-        float(row["slower"])
-        for row in known
-        if (row["preset"], row["size"], row["variant"]) == (trial.preset, str(trial.size), LONGER[trial.size])
-    ]
-    return found[0] if found else None
+    paid, own = of(LONGER[trial.size]), of("wider") if trial.variant == "wider" else 1.0
+    return paid / own if paid and own else None
 
 
 def run_one(job: tuple[Trial, Path, Path, float]) -> tuple[Trial, TrainResult]:
