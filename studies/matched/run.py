@@ -10,7 +10,8 @@
 its own. `time` has steps of ReToken, MoRT and the recipe beside the baseline's, in turns, on a machine that
 does nothing else; `longer` trains as much longer as ReToken or MoRT takes, and `wider`, a backbone of the
 next width, as long as MoRT does. `train` takes the best rates to both sizes and three seeds. Runs that
-tune.csv, times.csv or runs.csv has are not made again; all are written after every run. summary.py makes the tables of README.md.
+tune.csv, times.csv or runs.csv has are not made again; all are written after every run. summary.py makes the
+tables of README.md.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from retoken.attach.checkpoint import (
 )
 from retoken.attach.families import Anatomy, Family, dissect, family_of, refuse_wrapped
 from retoken.attach.rivals import Maker, Rival, RivalConfig
-from retoken.attach.wrap import backbone_class, modulated_layer_class, plan_hooks
+from retoken.attach.sites import mixed_class, own_class
+from retoken.attach.wrap import ModulatedLayer, plan_hooks
 from retoken.config import ModulatorConfig, TableConfig
 from retoken.errors import AttachError
 from retoken.nn import Modulator, ModulatorStack, TableFactory, TokenTable
@@ -158,7 +159,7 @@ def _install(model: PreTrainedModel, anatomy: Anatomy, stack: ModulatorStack) ->
             holder.use_cache = False
     sites, hooks = plan_hooks(model, stack.config, anatomy)
     for layer, site in zip(anatomy.layers, sites, strict=True):
-        layer.__class__ = modulated_layer_class(type(layer))
+        layer.__class__ = mixed_class(ModulatedLayer, type(layer))
         layer.retoken_site = site  # pyright: ignore
     setattr(model, _HANDLES, [hook.register() for hook in hooks])
 
@@ -193,14 +194,14 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     for handle in getattr(model, _HANDLES):
         handle.remove()
     for layer in anatomy.layers:
-        layer.__class__ = backbone_class(layer)
+        layer.__class__ = own_class(layer)
         del layer.retoken_site
     delattr(model, _HANDLES)
     used = getattr(model.config, FIELD).get(USED_CACHE, ())
     for holder, value in zip(_cache_users(model), used, strict=False):
         holder.use_cache = value
     del model.retoken
-    model.__class__ = backbone_class(model)
+    model.__class__ = own_class(model)
     _drop_config(model)
     return model
 

@@ -109,8 +109,8 @@ class Hook(NamedTuple):
 class ActedOn:
     """Mixed in before a module's own class: what acts right before a call and right behind it.
 
-    Hooks would do the same, but PyTorch calls a module that has any by a longer way, which is a third of what
-    a layer costs one decoded token. Of what replaces the module's `forward` neither takes notice.
+    Hooks would do the same, but PyTorch calls a module that has any by a longer way, which a decoded token
+    notices. What replaces the module's `forward` is acted on like hooks of others: outside of it.
     """
 
     retoken_before: Any = None
@@ -126,10 +126,15 @@ class ActedOn:
 
 
 @functools.cache
-def acted_on_class(module_class: type[nn.Module]) -> type[nn.Module]:
-    """The subclass a module instance becomes. It keeps its class's name, as a layer's does."""
-    body = {"__module__": module_class.__module__, "__doc__": module_class.__doc__}
-    return type(module_class.__name__, (ActedOn, module_class), body)
+def mixed_class(mixin: type, own: type[nn.Module]) -> type[nn.Module]:
+    """The subclass a module instance becomes. It keeps its class's name, which sharding policies look for."""
+    body = {"__module__": own.__module__, "__doc__": own.__doc__}
+    return type(own.__name__, (mixin, own), body)
+
+
+def own_class(module: nn.Module) -> type:
+    """The class of a module that became one of such a subclass, or of an attached model, before."""
+    return type(module).__bases__[1]
 
 
 class Around(NamedTuple):
@@ -146,7 +151,7 @@ class Around(NamedTuple):
     def register(self) -> Around:
         """Have it act; `remove` ends that."""
         if not isinstance(self.module, ActedOn):
-            self.module.__class__ = acted_on_class(type(self.module))
+            self.module.__class__ = mixed_class(ActedOn, type(self.module))
         setattr(self.module, self._name, self.act)
         return self
 
@@ -154,4 +159,4 @@ class Around(NamedTuple):
         """The module without it; of its own class where nothing else acts on it."""
         delattr(self.module, self._name)
         if not {"retoken_before", "retoken_behind"} & vars(self.module).keys():
-            self.module.__class__ = type(self.module).__bases__[1]
+            self.module.__class__ = own_class(self.module)

@@ -7,7 +7,6 @@ Activation checkpointing stores a layer's arguments, so a recomputation sees the
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -154,18 +153,6 @@ class ModulatedLayer:
             return super().forward(*args, **kwargs)  # pyright: ignore
         finally:
             site.context = None
-
-
-@functools.cache
-def modulated_layer_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """The subclass a layer instance becomes. It keeps its class's name, which sharding policies look for."""
-    body = {"__module__": layer_class.__module__, "__doc__": layer_class.__doc__}
-    return type(layer_class.__name__, (ModulatedLayer, layer_class), body)
-
-
-def backbone_class(module: nn.Module) -> type:
-    """The class of a modulated layer, or of an attached model, before it was attached."""
-    return type(module).__bases__[1]
 
 
 def plan_hooks(
