@@ -1,5 +1,7 @@
 """What modulators do to a block is done around its MLP's call, whatever happens inside."""
 
+import copy
+
 import pytest
 import torch
 
@@ -53,3 +55,11 @@ def test_a_module_is_of_its_own_class_when_the_last_act_is_gone(model):
     assert type(mlp) is not type(plain) and type(mlp).__name__ == type(plain).__name__
     retoken.detach(model)
     assert type(mlp) is type(plain) and vars(mlp).keys() == vars(plain).keys()
+
+
+def test_a_copy_is_detached_by_itself(model):
+    wanted, twin = model(token_ids()).logits, copy.deepcopy(model)
+    assert torch.equal(twin(token_ids()).logits, wanted)
+    retoken.detach(twin)
+    assert not torch.equal(twin(token_ids()).logits, wanted)
+    assert torch.equal(model(token_ids()).logits, wanted)
