@@ -52,20 +52,20 @@ class Layer(nn.Module):
 
 def calls(layer: Layer, near: fused.Near, room: fused.Room) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     """What a layer does with rows, of its input and its increment."""
-    gate = fused.Gate(near, layer.scale, 1.0, EPS, room)
-    route, mix = fused.Route(layer.router.weight, TOP_K, room), fused.Mix(near, layer.scale, 1.0, EPS, room)
+    gate = fused.Gate(near, layer.scale, 1.0, EPS)
+    route, mix = fused.Route(layer.router.weight, TOP_K), fused.Mix(near, layer.scale, 1.0, EPS)
     return {
         "torch.empty_like": lambda x, m: torch.empty_like(m),
-        "gate": lambda x, m: gate(m),
-        "route and mix": lambda x, m: mix(m, route(x)),
+        "gate": lambda x, m: gate(m, room),
+        "route and mix": lambda x, m: mix(m, route(x, room), room),
     }
 
 
-def room(threads: int, positions: int) -> fused.Room:
+def room(threads: int, ids: Tensor) -> fused.Room:
     """Of a pass whose kernels have so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    found = fused.Room((1, positions), LAYERS, WIDTH)
+    found = fused.Room(ids.shape, WIDTH, fused.Places.of(ids), LAYERS)
     torch.set_num_threads(before)
     return found
 
@@ -80,7 +80,7 @@ def rows(table: Tensor, layer: int, ids: Tensor) -> fused.Near:
 def one_pass(layers: list[Layer], table: Tensor, what: str, positions: int, turn: int) -> list[list[float]]:
     """Microseconds of the layers whose kernels had one thread, and of those that had all."""
     ids, x = torch.randint(TOKENS, (1, positions)), torch.randn(1, positions, WIDTH).bfloat16()
-    rooms = [room(1, positions), room(torch.get_num_threads(), positions)]
+    rooms = [room(1, ids), room(torch.get_num_threads(), ids)]
     ready = [
         calls(layer, rows(table, number, ids), rooms[(number + turn) % 2])[what]
         for number, layer in enumerate(layers)

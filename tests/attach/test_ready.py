@@ -6,6 +6,7 @@ import torch
 import retoken
 from retoken.errors import AttachError
 from retoken.nn import ModulatorStack
+from retoken.nn.context import NOT_READY
 from retoken.testing import DEPTH, randomize, tiny_model, token_ids
 
 KINDS = ["retoken", "retoken-some", "mort", "mort-block", "mort-delay"]
@@ -41,10 +42,10 @@ def test_the_same_bits_as_modules_give(kind, folded, dtype, monkeypatch):
     if folded:
         retoken.fold(model)
     ids = token_ids()
-    assert set(model.retoken.ready(ids, None)) == {int(layer) for layer in model.retoken.layers}
+    assert set(model.retoken.ready(ids, None).layers) == {int(layer) for layer in model.retoken.layers}
     ready = model(ids)
     routings = model.retoken.routings
-    monkeypatch.setattr(ModulatorStack, "ready", lambda *_: {})
+    monkeypatch.setattr(ModulatorStack, "ready", lambda *_: NOT_READY)
     assert torch.equal(model(ids).logits, ready.logits)
     for layer, routing in model.retoken.routings.items():
         assert all(torch.equal(a, b) for a, b in zip(routing, routings[layer], strict=True))
@@ -87,6 +88,6 @@ def test_a_layer_on_its_own_does_not_use_what_a_pass_left():
 def test_gradients_are_not_made_ready():
     model, ids = _model(_configs()["mort"]), token_ids()
     with torch.enable_grad():
-        assert model.retoken.ready(ids, None) == {}
+        assert not model.retoken.ready(ids, None).layers
         model(ids, labels=ids).loss.backward()
     assert all(module.table.weight.grad is not None for module in model.retoken.layers.values())

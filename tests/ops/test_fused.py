@@ -155,9 +155,9 @@ def test_states_of_another_shape_than_the_rows_are_refused():
     rows, ids = torch.ones(V, 2, 64), _ids(5)
     near, routing = fused.near_table(rows, ids), fused.Route(torch.ones(2, 64), 1)(torch.ones(5, 64))
     for shape in ((4, 64), (6, 64), (5, 32), (10, 32)):
-        with pytest.raises(ValueError, match="rows of 64 numbers for 5 positions"):
+        with pytest.raises(ValueError, match=r"5 records for|rows of 64 numbers"):
             fused.Mix(near, None, 1.0, 0.0)(torch.ones(shape), routing)
-        with pytest.raises(ValueError, match="rows of 64 numbers for 5 positions"):
+        with pytest.raises(ValueError, match=r"5 records for|rows of 64 numbers"):
             fused.Gate(fused.near_table(rows[:, 0].contiguous(), ids), None, 1.0, 0.0)(torch.ones(shape))
 
 
@@ -210,12 +210,12 @@ def test_pytorch_has_an_openmp_whose_threads_can_be_asked():
 
 @pytest.mark.parametrize("width", [7, 8, 64])
 def test_layers_of_a_pass_never_share_what_they_give(width):
-    own = fused.Room((2, 3), layers=2, width=width)
     near = fused.near_table(_draw(V, 4, width), _ids(6).view(2, 3))
-    mix, route = fused.Mix(near, None, 1.0, 0.0, own), fused.Route(torch.ones(4, width), 1, own)
-    found = [route(_draw(2, 3, width, seed=i)) for i in range(5)]
-    mixed = [mix(_draw(2, 3, width, seed=i), found[0]) for i in range(5)]
-    mixed += [mix(_draw(2, 3, width).bfloat16(), found[0]) for _ in range(3)]
+    own = fused.Room((2, 3), width, fused.Places.of(near.slots), layers=2)
+    mix, route = fused.Mix(near, None, 1.0, 0.0), fused.Route(torch.ones(4, width), 1)
+    found = [route(_draw(2, 3, width, seed=i), own) for i in range(5)]
+    mixed = [mix(_draw(2, 3, width, seed=i), found[0], own) for i in range(5)]
+    mixed += [mix(_draw(2, 3, width).bfloat16(), found[0], own) for _ in range(3)]
     assert all(x.data_ptr() % 64 == 0 for x in mixed)
     given = [*mixed, *(x for routed in found for x in routed.routing)]
     spans = sorted((x.data_ptr(), x.data_ptr() + x.nbytes) for x in given)
@@ -226,13 +226,48 @@ def test_layers_of_a_pass_never_share_what_they_give(width):
 
 
 def test_states_of_another_shape_than_the_pass_are_refused():
-    own, near = fused.Room((2, 3), width=8), fused.near_table(_draw(V, 8), _ids(6).view(2, 3))
-    gate, route = fused.Gate(near, None, 1.0, 0.0, own), fused.Route(torch.ones(4, 8), 1, own)
+    near = fused.near_table(_draw(V, 8), _ids(6).view(2, 3))
+    own = fused.Room((2, 3), 8, fused.Places.of(near.slots))
+    gate, route = fused.Gate(near, None, 1.0, 0.0), fused.Route(torch.ones(4, 8), 1)
     for wrong in (_draw(3, 2, 8), _draw(6, 8), _draw(2, 3, 8).double(), _draw(2, 3, 8, dtype=torch.float16)):
         with pytest.raises(fused.Unserved):
-            gate(wrong)
+            gate(wrong, own)
         with pytest.raises(fused.Unserved):
-            route(wrong)
+            route(wrong, own)
+
+
+def test_a_pass_of_other_rows_is_refused():
+    near, states = fused.near_table(_draw(V, 8), _ids(6)), _draw(6, 8)
+    gate, places = fused.Gate(near, None, 1.0, 0.0), fused.Places.of(near.slots)
+    rows, choice = fused.near_table(_draw(V, 2, 8), _ids(6)), fused.Route(torch.ones(2, 8), 1)(states)
+    summed = fused.Mix(rows._replace(heads=2), None, 1.0, 0.0)
+    for wrong in (fused.Room((6,), 8), fused.Room((3,), 8, places, heads=2)):  # no records; two a position
+        with pytest.raises(fused.Unserved):
+            gate(states[: wrong.shape[0]], wrong)
+    with pytest.raises(fused.Unserved):
+        summed(states, choice, fused.Room((6,), 8, places))
+    with pytest.raises(fused.Unserved):
+        fused.Room((5,), 8, places)
+    with pytest.raises(fused.Unserved):
+        fused.Route(torch.ones(4, 9), 1)(states, fused.Room((6,), 8))
+
+
+def test_what_is_ready_serves_passes_in_turns():
+    table, width = _draw(V, 4, 16), 16
+    gate, mix = (
+        fused.Gate(fused.near_table(table[:, 0].contiguous(), _ids(1)), torch.ones(width), 1.0, EPS),
+        fused.Mix(fused.near_table(table, _ids(1)), torch.ones(width), 1.0, EPS),
+    )
+    route = fused.Route(_draw(4, width, seed=2), 2)
+    passes = [_ids(count) for count in (7, 3, 7)]
+    rooms = [fused.Room((len(ids),), width, fused.Places.of(ids), layers=2) for ids in passes]
+    states = [_draw(len(ids), width, seed=10 + i) for i, ids in enumerate(passes)]
+    chosen = [route(x, own) for x, own in zip(states, rooms, strict=True)]
+    for ids, own, x, routed in zip(passes, rooms, states, chosen, strict=True):
+        alone = fused.Mix(fused.near_table(table, ids), torch.ones(width), 1.0, EPS)(x, route(x))
+        assert torch.equal(mix(x, routed, own), alone)
+        rows = fused.near_table(table[:, 0].contiguous(), ids)
+        assert torch.equal(gate(x, own), fused.Gate(rows, torch.ones(width), 1.0, EPS)(x))
 
 
 def test_what_has_a_gradient_is_left_to_the_plain_operators():
@@ -252,5 +287,7 @@ def test_states_that_are_not_contiguous_are_read_right():
 
 
 def test_states_of_another_width_than_the_router_are_refused():
-    with pytest.raises(ValueError, match=r"states \(3, 65\); accepted by this router: \[..., 64\]"):
+    with pytest.raises(
+        ValueError, match=r"states \(3, 65\) with a router of 64 numbers; accepted in this pass: \(3, 64\)"
+    ):
         fused.Route(torch.ones(2, 64), 1)(torch.ones(3, 65))

@@ -55,10 +55,10 @@ class LayerSite:
         """
         context = self.context
         if context is not None and not torch.compiler.is_dynamo_compiling():
-            ready = context.ready.get(self.layer)
+            ready = context.ready.layers.get(self.layer)
             if ready is not None:
                 try:
-                    return ready(hidden)
+                    return ready(hidden, context.ready.room)
                 except fused.Unserved:
                     pass  # by the module, which serves or refuses them
         ids, fetched = self.tokens_for(hidden)

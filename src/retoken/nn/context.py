@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from retoken.errors import AttachError
 from retoken.nn.landing import Landing
 from retoken.nn.table import Fetched
-from retoken.ops.fused import Places
+from retoken.ops.fused import Places, Room
 
-NOTHING: Mapping[int, Callable[..., Any]] = MappingProxyType({})
+
+class Ready(NamedTuple):
+    """What modulators do in one pass that kernels can serve, all but its states put together."""
+
+    layers: Mapping[int, Callable[..., Any]]
+    """{layer: what `forward` gives, of its states and the room}."""
+    room: Room | None
+    """Of the pass; None: no layer is served."""
+
+
+NOT_READY = Ready(MappingProxyType({}), None)
 
 
 class Fetch(Protocol):
@@ -64,7 +74,7 @@ class ForwardContext:
         self,
         ids: Tensor,
         fetch: Fetch | None = None,
-        ready: Mapping[int, Callable[..., Any]] = NOTHING,
+        ready: Ready = NOT_READY,
         index: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> None:
@@ -77,7 +87,7 @@ class ForwardContext:
         self.fetch = fetch
         """The rows fetched for them; None: each layer looks them up in its table."""
         self.ready = ready
-        """Layer -> what its modulator does with states, as `ModulatorStack.ready` has it."""
+        """What modulators do with states, as `ModulatorStack.ready` has it."""
         self.delayed: dict[int, Landing] = {}
         """Layer -> its MoRT residual [B, S, D], on its way to a later layer (Eq. 16)."""
         self.embedded: Tensor | None = None

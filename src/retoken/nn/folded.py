@@ -34,15 +34,15 @@ class FoldedReToken(nn.Module):
         """P of token ids [...]: [..., D], float32 or wider."""
         return 1 + widen(self.table.lookup(ids))
 
-    def ready(self, rows: Fetched, room: fused.Room) -> fused.Gate | None:
+    def ready(self, rows: Fetched) -> fused.Gate | None:
         """As `ReToken.ready`."""
         near = self.kernels.near(rows)
-        return near and fused.Gate(near, None, 1.0, 0.0, room)
+        return near and fused.Gate(near, None, 1.0, 0.0)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
         rows = self.table.rows_of(ids, fetched)
-        if fused.serves(increment) and (ready := self.ready(rows, fused.Room())):
+        if fused.serves(increment) and (ready := self.ready(rows)):
             return ready(increment)
         return self.kernels.gate(increment, rows, None, 1.0, 0.0)
 
@@ -75,14 +75,14 @@ class FoldedMoRT(nn.Module):
         rows = self.table.rows_of(ids, fetched)
         return Summed(rows, ids.shape) if self.sums_rows else rows
 
-    def ready(self, rows: Fetched, room: fused.Room) -> Choice | None:
+    def ready(self, rows: Fetched) -> Choice | None:
         """As `MoRT.ready`."""
-        return choice(self.kernels, rows, self.router, self.top_k, self.scale, 1.0, self.eps, room)
+        return choice(self.kernels, rows, self.router, self.top_k, self.scale, 1.0, self.eps)
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice (Eq. 3-5)."""
         rows = self.rows_of(ids, fetched)
-        if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
+        if fused.serves(hidden) and (ready := self.ready(rows)):
             return ready(hidden)
         routing = self.router(hidden, self.top_k, self.kernels)
         return self.kernels.residual(rows, routing, self.scale, 1.0, self.eps), routing

@@ -55,6 +55,8 @@ class Mixture(NamedTuple):
     """The tokens' rows, and the norm and scale of their mixture."""
     routed: fused.Routed
     """Which of them, with what weights."""
+    room: fused.Room | None = None
+    """Of its pass; None: it is alone in one."""
 
     @property
     def requires_grad(self) -> bool:
@@ -64,11 +66,11 @@ class Mixture(NamedTuple):
     def add_to(self, increment: Tensor) -> Tensor:
         """increment + residual (Eq. 6)."""
         try:
-            return self.mix(increment, self.routed)
+            return self.mix(increment, self.routed, self.room)
         except fused.Unserved:
             return Residual(self.tensor()).add_to(increment)
 
     def tensor(self) -> Tensor:
         """The residual itself."""
         before = self.routed.routing.chosen_TK.shape[:-1]
-        return self.mix(torch.zeros((*before, self.mix.width)), self.routed)
+        return self.mix(torch.zeros((*before, self.mix.width)), self.routed, self.room)

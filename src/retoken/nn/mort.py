@@ -53,14 +53,14 @@ class MoRT(Modulator):
         self.gain = norm_gain(config.norm, hidden_size) / math.sqrt(2 * num_layers)
         self.router = Router(config.num_modulators, hidden_size, device, dtype)
 
-    def ready(self, rows: Fetched, room: fused.Room) -> Choice | None:
-        """The choice among these rows, all but the states put together; None: no kernel can read them."""
-        return choice(self.kernels, rows, self.router, self.top_k, self.scale, self.gain, self.eps, room)
+    def ready(self, rows: Fetched) -> Choice | None:
+        """The choice among these rows, all but a pass put together; None: no kernel can read them."""
+        return choice(self.kernels, rows, self.router, self.top_k, self.scale, self.gain, self.eps)
 
     def forward(self, hidden: Tensor, ids: Tensor, fetched: Fetched | None = None) -> tuple[Landing, Routing]:
         """The residual [B, S, D] and the choice, from what the router reads [B, S, D] (Eq. 3-5)."""
         rows = self.rows_of(ids, fetched)
-        if fused.serves(hidden) and (ready := self.ready(rows, fused.Room(width=hidden.shape[-1]))):
+        if fused.serves(hidden) and (ready := self.ready(rows)):
             return ready(hidden)
         routing = self.router(hidden, self.top_k, self.kernels)
         return self.kernels.residual(rows, routing, self.scale, self.gain, self.eps), routing
@@ -74,16 +74,17 @@ class Choice:
     def __init__(self, route: fused.Route, mix: fused.Mix) -> None:
         self.route, self.mix = route, mix
 
-    def at(self, places: fused.Places, room: fused.Room | None = None) -> Choice:
-        """The same for the records of other positions, in another pass."""
-        return Choice(self.route.at(room), self.mix.at(places, room))
+    def __call__(self, hidden: Tensor, room: fused.Room | None = None) -> tuple[Mixture, Routing]:
+        """The residual to be, and the choice, for hidden states [B, S, D].
 
-    def __call__(self, hidden: Tensor) -> tuple[Mixture, Routing]:
-        """The residual to be, and the choice, for hidden states [B, S, D]."""
-        routed = self.route(hidden)
-        if (ask := self.mix.near.ask) is not None:
-            ask(self.mix.near, routed.routing.chosen_TK)
-        return Mixture(self.mix, routed), routed.routing
+        Args:
+            hidden: as said.
+            room: of a pass over other records; None: of those it was made ready with.
+        """
+        routed, near = self.route(hidden, room), self.mix.near
+        if near.ask is not None:
+            near.ask(near, near.slots if room is None else room.places.slots, routed.routing.chosen_TK)
+        return Mixture(self.mix, routed, room), routed.routing
 
 
 def choice(
@@ -94,8 +95,7 @@ def choice(
     scale: Tensor | None,
     gain: float,
     eps: float,
-    room: fused.Room,
 ) -> Choice | None:
     """A layer's choice among these rows; None: no kernel can read them."""
     near = kernels.near(rows, router.weight, scale)
-    return near and Choice(fused.Route(router.weight, top_k, room), fused.Mix(near, scale, gain, eps, room))
+    return near and Choice(fused.Route(router.weight, top_k), fused.Mix(near, scale, gain, eps))

@@ -1,4 +1,4 @@
-"""Modulators made ready for passes: once for their parameters, then for each pass's positions."""
+"""Modulators made ready for passes: once, as long as their parameters stay where they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from retoken.nn.context import NearFetch
 from retoken.nn.table import Fetched, Summed, TokenTable
-from retoken.ops import fused
 
 
 class Prepared:
@@ -27,7 +26,7 @@ class Prepared:
             source: where its rows come from; None: its own table.
             ready: what its `ready` gave.
         """
-        self._source, self.ready = source, ready.at(fused.NOWHERE)
+        self._source, self.ready = source, ready
         self._own, self._numbers, self._others = module._parameters, _numbers(module), _others(module)
         self._parameters = [
             (owner._parameters, name, p, p.data_ptr(), p.dtype, p.shape)
@@ -72,10 +71,6 @@ def _others(module: nn.Module) -> Any:
 class Preparation(NamedTuple):
     """What the modulators of one pass are made ready with."""
 
-    places: fused.Places
-    """The records of its positions."""
-    room: fused.Room
-    """Memory for what its kernels give."""
     fetch: NearFetch | None
     """What was fetched for it; None: rows are in tables."""
     summed: torch.Size | None
@@ -88,11 +83,11 @@ class Preparation(NamedTuple):
         if rows is None and fetch is not None:
             return None
         if (known := table.prepared) is not None and known.holds(module, source):
-            return known.ready.at(self.places, self.room)
+            return known.ready
         rows = _resident(table, ids) if fetch is None else rows
         if rows is None:
             return None
-        ready = module.ready(rows if self.summed is None else Summed(rows, self.summed), self.room)
+        ready = module.ready(rows if self.summed is None else Summed(rows, self.summed))
         if ready is not None:
             table.prepared = Prepared(module, source, ready)
         return ready

@@ -27,16 +27,16 @@ class ReToken(Modulator):
         super().__init__(config, (vocab_size, hidden_size), device, dtype, table)
         self.gain = norm_gain(config.norm, hidden_size)
 
-    def ready(self, rows: Fetched, room: fused.Room) -> fused.Gate | None:
-        """The gate of these rows, all but the increment put together; None: no kernel can read them."""
+    def ready(self, rows: Fetched) -> fused.Gate | None:
+        """The gate of these rows, all but a pass put together; None: no kernel can read them."""
         near = self.kernels.near(rows, self.scale)
         if near is None or near.heads > 1:
             return None
-        return fused.Gate(near, self.scale, self.gain, self.eps, room)
+        return fused.Gate(near, self.scale, self.gain, self.eps)
 
     def forward(self, increment: Tensor, ids: Tensor, fetched: Fetched | None = None) -> Tensor:
         """The gated increment, [B, S, D] in the increment's dtype, for ids [B, S] (Eq. 2)."""
         rows = self.rows_of(ids, fetched)
-        if fused.serves(increment) and (ready := self.ready(rows, fused.Room())):
+        if fused.serves(increment) and (ready := self.ready(rows)):
             return ready(increment)
         return self.kernels.gate(increment, rows, self.scale, self.gain, self.eps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from retoken.config import IndexedConfig, ModulatorConfig, MoRTConfig, ReTokenConfig
 from retoken.errors import AttachError
-from retoken.nn.context import Fetch, NearFetch, RowSource
+from retoken.nn.context import NOT_READY, Fetch, NearFetch, Ready, RowSource
 from retoken.nn.index import Head, NgramIndex, TokenAndNgrams, Tokens
 from retoken.nn.modulator import Modulator
 from retoken.nn.mort import MoRT
@@ -112,33 +112,34 @@ class ModulatorStack(nn.Module):
         """The rows of a pass that reads those of `ids`; None where each layer looks them up in its table."""
         return None if self.source is None else self.source.fetch(ids)
 
-    def ready(self, ids: Tensor, fetch: Fetch | None) -> dict[int, Callable[..., Any]]:
-        """What modulators do in a pass that reads the rows of ids [B, S], all but its states put together.
+    def ready(self, ids: Tensor, fetch: Fetch | None) -> Ready:
+        """What modulators do in a pass that reads the rows of ids [B, S], where kernels can read them.
 
         Args:
             ids: on the host; [B, S, H] where a position's rows are summed.
             fetch: what `fetch` gave for them.
-
-        Returns:
-            {layer: what `forward` gives, of its states alone}, where kernels can read the rows.
         """
         if not fused.serves() or type(ids) is not Tensor or ids.device.type != "cpu":
-            return {}
+            return NOT_READY
         sums = self.config.sums_rows
         if not isinstance(self.config, MoRTConfig if sums else IndexedConfig):  # no kernel gates by a sum
-            return {}
+            return NOT_READY
         if fetch is not None and not isinstance(fetch, NearFetch):
-            return {}
+            return NOT_READY
         places = Places.of(ids) if fetch is None else fetch.places()
         if places is None:
-            return {}
-        room = fused.Room(ids.shape[:-1] if sums else ids.shape, len(self.layers), self._width)
-        now = Preparation(places, room, fetch, ids.shape if sums else None)
+            return NOT_READY
+        now = Preparation(fetch, ids.shape if sums else None)
         found = {}
         for name, module in self.layers.items():
             if _is_bare(module) and (ready := now.ready(int(name), module, ids)) is not None:
                 found[int(name)] = ready
-        return found
+        return Ready(found, self._room(ids.shape, places, sums))
+
+    def _room(self, shape: Sequence[int], places: Places, sums: bool) -> fused.Room:
+        """Of a pass over positions [...], [..., H] where rows are summed."""
+        positions, heads = (shape[:-1], shape[-1]) if sums else (shape, 1)
+        return fused.Room(positions, self._width, places, len(self.layers), heads)
 
     @property
     def _width(self) -> int:

@@ -135,11 +135,11 @@ class Shelf:
         return Near(*where, self.kind, self.row_bytes, scales, self._tiers, ask)
 
 
-def _ask_chosen(near: Near, chosen: Tensor) -> None:
-    """Ask for the rows of one layer that were chosen, [..., K]."""
-    where = (near.base, near.slots.data_ptr(), near.heads, near.stride, near.row_bytes)
+def _ask_chosen(near: Near, slots: Tensor, chosen: Tensor) -> None:
+    """Ask for the rows of one layer that were chosen, [..., K], of the records of all these positions."""
+    where = (near.base, slots.data_ptr(), near.heads, near.stride, near.row_bytes)
     size = (chosen.data_ptr(), chosen.shape[-1], mmap.PAGESIZE)
-    kernels().ask_chosen(*where, *size, 0, near.positions)
+    kernels().ask_chosen(*where, *size, 0, len(slots) // near.heads)
 
 
 def _address(tier: Tier) -> int:

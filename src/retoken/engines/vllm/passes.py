@@ -63,10 +63,10 @@ class Pass:
 
     def _modulate(self, flat: Tensor, layer: int) -> Any:
         """What the layer's modulator gives for states [T, D]."""
-        ready = self.ready.get(layer)
+        ready = self.ready.layers.get(layer)
         if ready is not None:
             try:
-                return ready(flat)
+                return ready(flat, self.ready.room)
             except fused.Unserved:
                 pass  # by the module, which serves all types
         return self.modules[layer](flat, self.index, self._fetched(layer))

@@ -3,13 +3,12 @@
 `serves` and `near_table` say whether it can serve; the operators of `retoken.ops` serve everything else.
 """
 
-from retoken.ops.fused.near import KINDS, NOWHERE, SIZES, Near, Places, near_table, serves
-from retoken.ops.fused.ready import Gate, Mix, Route, Unserved, kernels, passes
-from retoken.ops.fused.room import Room, Routed
+from retoken.ops.fused.near import KINDS, SIZES, Near, Places, near_table, serves
+from retoken.ops.fused.ready import Gate, Mix, Route, kernels, passes
+from retoken.ops.fused.room import Room, Routed, Unserved
 
 __all__ = [
     "KINDS",
-    "NOWHERE",
     "SIZES",
     "Gate",
     "Mix",

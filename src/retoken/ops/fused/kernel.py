@@ -34,7 +34,7 @@ from retoken.ops.row_update.lanes import LANES, counted_from, lanes_of, sum_of, 
 F32, U32 = np.float32, np.uint32
 FLOAT32, BFLOAT16, INT8, FLOAT8 = 0, 1, 2, 3
 """Types of numbers, as the kernels are told."""
-HEADS = 88
+HEADS = 80
 """Where a block has H, behind what `_of_block` reads."""
 
 
@@ -76,22 +76,22 @@ def _factor(squares, gain, eps):
 
 @compiled
 def _of_block(block):
-    """Rows (base, slots, stride, limit, type, scales, bytes a row, width), scale and its type, gain, eps."""
+    """Rows (base, stride, limit, type, scales, bytes a row, width), scale and its type, gain, eps."""
     i = read_index
     return (
         i(block), i(block + 8), i(block + 16), i(block + 24), i(block + 32), i(block + 40),
-        i(block + 48), i(block + 56), i(block + 64), i(block + 72),
-        read_number(block + 80), read_number(block + 84),
+        i(block + 48), i(block + 56), i(block + 64),
+        read_number(block + 72), read_number(block + 76),
     )  # fmt: skip
 
 
 @compiled
-def gate(block, increment, x_kind, out, start, stop):
+def gate(block, slots, increment, x_kind, out, start, stop):
     """`ops.gate` of rows [T, D] for increments [T, D] (Eq. 1-2); no scale (0): rows hold P - 1 (Eq. 8).
 
     While a row is worked on, the next one is on its way. Returns the first position without a row, or -1.
     """
-    base, slots, stride, limit, kind, scales, _, width, scale, s_kind, gain, eps = _of_block(block)
+    base, stride, limit, kind, scales, _, width, scale, s_kind, gain, eps = _of_block(block)
     full, size = width // LANES * LANES, width * _size(x_kind)
     for t in range(start, stop):
         slot = read_index(slots + 8 * t)
@@ -134,13 +134,13 @@ def _gate(kind, row, own, factor, x_kind, x, y, scale, s_kind, c, n):
 
 
 @compiled
-def mix(block, chosen, weights, top_k, increment, x_kind, out, mixed, start, stop):
+def mix(block, slots, chosen, weights, top_k, increment, x_kind, out, mixed, start, stop):
     """Increments [T, D] plus `ops.residual` of `ops.mix_rows` (Eq. 4-6), summed over a position's H records.
 
     No scale (0): the mixture itself is added. `mixed` is room for one mixture, [D] float32. While a row is
     worked on, the next position's is on its way. Returns the first position without rows, or -1.
     """
-    base, slots, stride, limit, kind, scales, row_bytes, width, scale, s_kind, gain, eps = _of_block(block)
+    base, stride, limit, kind, scales, row_bytes, width, scale, s_kind, gain, eps = _of_block(block)
     full, size, heads = width // LANES * LANES, width * _size(x_kind), read_index(block + HEADS)
     count = heads * top_k
     for t in range(start, stop):

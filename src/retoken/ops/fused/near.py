@@ -37,15 +37,10 @@ class Near(NamedTuple):
     """Bytes from the first row to the layer's first float32 scale; 0: rows have none."""
     keep: Any
     """Whatever the memory belongs to."""
-    ask: Callable[[Near, Tensor], None] | None = None
-    """Where rows may be on disk: asks for those of these that were chosen, [..., K]."""
+    ask: Callable[[Near, Tensor, Tensor], None] | None = None
+    """Where rows may be on disk: asks, of records like `slots`, for the rows that were chosen, [..., K]."""
     heads: int = 1
     """H: records a position."""
-
-    @property
-    def positions(self) -> int:
-        """T."""
-        return self.slots.numel() // self.heads
 
 
 class Places(NamedTuple):
@@ -66,6 +61,7 @@ class Places(NamedTuple):
 
 
 NOWHERE = Places(torch.empty(0, dtype=torch.int64), 0, 0)
+"""Where no rows are read."""
 
 
 def kind_of(states: Tensor) -> int | None:

@@ -1,8 +1,8 @@
-"""The kernels with everything but the states made ready.
+"""The kernels with everything but a pass ready.
 
 In a pass over gigabytes of weights whatever is touched between two of them has left the caches, the
-interpreter's own code and objects too. So arguments are put together for all layers at once, while that is
-warm, and lie in one block of memory each, which the kernel reads by itself.
+interpreter's own code and objects too. So arguments are put together once, and lie in one block of memory a
+layer, which the kernel reads by itself; what a pass has of its own is in its room.
 """
 
 from __future__ import annotations
@@ -10,68 +10,39 @@ from __future__ import annotations
 import functools
 import struct
 from array import array
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
 from retoken.ops.fused.near import KINDS, SIZES, Near, Places, kind_of
-from retoken.ops.fused.room import Room, Routed
-
-SLOTS = 1
-"""Where a block has the address of slots."""
-
-
-class Unserved(ValueError):
-    """States that a kernel was not made ready for: others than its pass's, or of another type or device."""
+from retoken.ops.fused.room import Room, Routed, Unserved
 
 
 class _OnRows:
     """A kernel that takes increments, and what it needs besides."""
 
-    __slots__ = (
-        *("_address", "_block", "_keep", "_kernel", "_places", "_positions", "_room"),
-        *("_shape", "near", "width"),
-    )
-    _places: Places
-    """Of a pass: what keeps its slots."""
+    __slots__ = ("_address", "_block", "_keep", "_kernel", "_records", "near", "width")
 
-    def __init__(
-        self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any, room: Room
-    ) -> None:
-        self.near, self._keep, self._kernel, self._room = near, scale, kernel, room
+    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any) -> None:
+        self.near, self._keep, self._kernel = near, scale, kernel
         self.width = near.row_bytes // SIZES[near.kind]
-        self._positions = near.positions
-        self._shape = None if room.shape is None else (*room.shape, self.width)
+        self._records = (self.width, near.heads)
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
 
-    def at(self, places: Places, room: Room | None = None) -> Self:
-        """The same for the records of other positions, in another pass; nothing is checked anew."""
-        other = object.__new__(type(self))
-        other.near = near = self.near if self.near.ask is None else self.near._replace(slots=places.slots)
-        other._keep, other._kernel, other.width = self._keep, self._kernel, self.width
-        other._places, other._positions = places, places.count // near.heads
-        other._room = room  # pyright: ignore
-        other._shape = None if room is None or room.shape is None else (*room.shape, self.width)
-        other._block = block = self._block[:]
-        block[SLOTS] = places.address
-        other._address = block.buffer_info()[0]
-        return other
+    def _own(self, increment: Tensor) -> Room:
+        """The room of a pass for these rows alone."""
+        near = self.near
+        return Room(increment.shape[:-1], self.width, Places.of(near.slots), heads=near.heads)
 
-    def _kind(self, increment: Tensor) -> int:
+    def _kind(self, increment: Tensor, room: Room) -> int:
         """The type of states that the rows are for: a kernel would read and write beyond others' ends."""
-        if increment.shape != self._shape:
-            self._accept(increment)
-        return _served_kind(increment)
-
-    def _accept(self, increment: Tensor) -> None:
-        width = increment.shape[-1] if increment.dim() else 0
-        fits = width == self.width and increment.numel() == self._positions * width
-        if self._shape is not None or not fits:
+        if increment.shape != room.states or self._records != room.records:
             raise Unserved(
-                f"increments {tuple(increment.shape)} with rows of {self.width} numbers for "
-                f"{self._positions} positions; accepted: {self._shape or '[..., D] for as many positions'}"
+                f"increments {tuple(increment.shape)} with rows of {self._records[0]} numbers, "
+                f"{self._records[1]} a position; accepted in this pass: {room.states}, rows of {room.records}"
             )
+        return _served_kind(increment)
 
 
 class Gate(_OnRows):
@@ -79,31 +50,32 @@ class Gate(_OnRows):
 
     __slots__ = ()
 
-    def __init__(
-        self, near: Near, scale: Tensor | None, gain: float, eps: float, room: Room | None = None
-    ) -> None:
+    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float) -> None:
         """Make ready.
 
         Args:
             near: one row a position.
             scale: [D]; None: the rows are folded and hold P - 1 (Eq. 8).
             gain, eps: of Norm, see `ops.normalize`.
-            room: of the pass this is part of, which may have a shape that increments must have.
         """
-        super().__init__(near, scale, gain, eps, passes().gate, room or Room())
+        super().__init__(near, scale, gain, eps, passes().gate)
 
-    def __call__(self, increment: Tensor) -> Tensor:
+    def __call__(self, increment: Tensor, room: Room | None = None) -> Tensor:
         """[..., D] in the increment's type, float32 or bfloat16.
+
+        Args:
+            increment: [..., D].
+            room: of a pass over other records; None: of those of `near`.
 
         Raises:
             IndexError: a position has no row.
             Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
-        kind = self._kind(increment)
+        room = room or self._own(increment)
+        kind = self._kind(increment, room)
         increment = increment.contiguous()
-        out, at = self._room.result(increment, kind)
-        where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
-        wrong = self._kernel(self._address, *where)
+        out, at = room.result(increment, kind)
+        wrong = self._kernel(self._address, increment.data_ptr(), kind, at, room.address)
         if wrong >= 0:
             raise _no_row(wrong)
         return out
@@ -114,33 +86,34 @@ class Mix(_OnRows):
 
     __slots__ = ()
 
-    def __init__(
-        self, near: Near, scale: Tensor | None, gain: float, eps: float, room: Room | None = None
-    ) -> None:
+    def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float) -> None:
         """Make ready.
 
         Args:
             near: E rows a record; those of a position's records are summed.
             scale: [D]; None: the mixture is added as it is (folded with K = 1).
             gain, eps: of Norm, with 1 / sqrt(2 N_l) in the gain.
-            room: as `Gate`'s, for rows of this width.
         """
-        room = room or Room(width=near.row_bytes // SIZES[near.kind])
-        super().__init__(near, scale, gain, eps, passes().mix, room)
+        super().__init__(near, scale, gain, eps, passes().mix)
 
-    def __call__(self, increment: Tensor, routed: Routed) -> Tensor:
+    def __call__(self, increment: Tensor, routed: Routed, room: Room | None = None) -> Tensor:
         """[..., D] in the increment's type, float32 or bfloat16, for the choice of the same positions.
+
+        Args:
+            increment: [..., D].
+            routed: the choice.
+            room: as `Gate`'s.
 
         Raises:
             IndexError: a position has no rows.
             Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
-        kind = self._kind(increment)
+        room = room or self._own(increment)
+        kind = self._kind(increment, room)
         increment = increment.contiguous()
-        out, at = self._room.result(increment, kind)
+        out, at = room.result(increment, kind)
         choice = (routed.chosen, routed.weights, routed.top_k)
-        where = (increment.data_ptr(), kind, at, self._positions, self._room.address)
-        wrong = self._kernel(self._address, *choice, *where)
+        wrong = self._kernel(self._address, *choice, increment.data_ptr(), kind, at, room.address)
         if wrong >= 0:
             raise _no_row(wrong)
         return out
@@ -149,46 +122,41 @@ class Mix(_OnRows):
 class Route:
     """`ops.route`; logits in float32, added up in another order (Eq. 3)."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_room", "_shape", "_top_k", "experts", "width")
+    __slots__ = ("_address", "_block", "_keep", "_kernel", "_top_k", "experts", "width")
 
-    def __init__(self, router: Tensor, top_k: int, room: Room | None = None) -> None:
+    def __init__(self, router: Tensor, top_k: int) -> None:
         """Make ready.
 
         Args:
             router: [E, D], float32 or bfloat16.
             top_k: K.
-            room: of the pass this is part of, which may have a shape that states must have.
         """
         self._keep = router = router.contiguous()
-        self._kernel, self._top_k, self._room = passes().route, top_k, room or Room()
+        self._kernel, self._top_k = passes().route, top_k
         self.experts, self.width = router.shape
-        self._shape = None if self._room.shape is None else (*self._room.shape, self.width)
         self._block = array("q", (router.data_ptr(), KINDS[router.dtype], self.width, self.experts, top_k))
         self._address = self._block.buffer_info()[0]
 
-    def at(self, room: Room | None) -> Route:
-        """The same in another pass; nothing is checked anew."""
-        other = object.__new__(Route)
-        other._keep, other._kernel, other._top_k = self._keep, self._kernel, self._top_k
-        other.experts, other.width = self.experts, self.width
-        other._block, other._address, other._room = self._block, self._address, room  # pyright: ignore
-        other._shape = None if room is None or room.shape is None else (*room.shape, self.width)
-        return other
-
-    def __call__(self, hidden: Tensor) -> Routed:
+    def __call__(self, hidden: Tensor, room: Room | None = None) -> Routed:
         """The choice for hidden states [..., D], float32 or bfloat16.
 
+        Args:
+            hidden: [..., D].
+            room: of the pass this is part of; None: of a pass of its own.
+
         Raises:
-            Unserved: the states have another width than the router.
+            Unserved: the states have another width than the router, or are not the pass's.
         """
-        shape = hidden.shape
-        if shape != self._shape and (self._shape is not None or shape[-1:] != (self.width,)):
-            accepted = self._shape or f"[..., {self.width}]"
-            raise Unserved(f"states {tuple(shape)}; accepted by this router: {accepted}")
-        kind, hidden, before = _served_kind(hidden), hidden.contiguous(), shape[:-1]
-        routed = self._room.routed(before, self.experts, self._top_k)
+        room = room or Room(hidden.shape[:-1], self.width)
+        if hidden.shape != room.states or self.width != room.width:
+            raise Unserved(
+                f"states {tuple(hidden.shape)} with a router of {self.width} numbers; accepted in this "
+                f"pass: {room.states}"
+            )
+        kind, hidden = _served_kind(hidden), hidden.contiguous()
+        routed = room.routed(self.experts, self._top_k)
         where = (hidden.data_ptr(), kind, routed.logits, routed.chosen, routed.weights)
-        self._kernel(self._address, *where, before.numel(), self._room.address)
+        self._kernel(self._address, *where, room.address)
         return routed
 
 
@@ -206,8 +174,8 @@ def _block(near: Near, width: int, scale: Tensor | None, gain: float, eps: float
     return array(
         "q",
         (
-            *(near.base, near.slots.data_ptr(), near.stride, near.limit, near.kind, near.scales),
-            *(near.row_bytes, width, *vector, _as_word(gain, eps), near.heads),
+            *(near.base, near.stride, near.limit, near.kind, near.scales, near.row_bytes),
+            *(width, *vector, _as_word(gain, eps), near.heads),
         ),
     )
 

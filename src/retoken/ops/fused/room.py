@@ -1,9 +1,10 @@
-"""What the kernels of one forward pass share: memory for what they give, and for threads that share work."""
+"""What the kernels of one forward pass share: its positions' records, and memory for what they give."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,14 +12,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from retoken.ops.fused.near import NOWHERE, Places
 from retoken.ops.route import Routing
 
-WORDS = 18
+WORDS = 19
 """Of a room, as `team` has them."""
 SMALL = 1 << 15
 """Numbers of a state up to which memory for all layers is made at once."""
 ALIGNED = 64
 """Bytes: PyTorch's tensors start at multiples of that on a CPU, and compiled graphs may count on it."""
+
+
+class Unserved(ValueError):
+    """States that no kernel takes: others than its pass's, or of another type or device."""
 
 
 class Routed(NamedTuple):
@@ -40,25 +46,47 @@ class Routed(NamedTuple):
 
 
 class Room:
-    """Memory for one forward pass. Passes that run at the same time have a room each."""
+    """Of one forward pass; those that run at the same time have a room each."""
 
-    __slots__ = ("_block", "_kind", "_layers", "_left", "_routed", "_scratch", "address", "shape")
+    __slots__ = (
+        *("_block", "_kind", "_layers", "_left", "_routed", "_scratch"),
+        *("address", "places", "records", "shape", "states", "width"),
+    )
 
-    def __init__(self, shape: Sequence[int] | None = None, layers: int = 1, width: int = 0) -> None:
+    def __init__(
+        self, shape: Sequence[int], width: int, places: Places = NOWHERE, layers: int = 1, heads: int = 1
+    ) -> None:
         """
         Args:
-            shape: [...] of the positions, if states of others are to be refused.
+            shape: [...] of the positions.
+            width: D of their states.
+            places: the records whose rows they read.
             layers: how many of them will ask for memory.
-            width: D, if there are rows to mix.
+            heads: H, records a position.
+
+        Raises:
+            Unserved: there are not H records for each position.
         """
         threads, (fork, parts) = torch.get_num_threads(), _team()
-        self.shape = None if shape is None else tuple(shape)
+        self.shape, self.width, self.places = tuple(shape), width, places
+        self.states = (*self.shape, width)
+        """Of the states that the kernels take."""
+        self.records = (width, heads if places is not NOWHERE else 0)
+        """Numbers of a row, and how many records a position has."""
+        positions = math.prod(self.shape)
+        if places is not NOWHERE and places.count != positions * heads:
+            raise Unserved(
+                f"{places.count} records for positions {self.shape}; accepted: {positions * heads}"
+            )
         self._layers = layers
         self._kind = -1
         self._left: list[tuple[Tensor, int]] = []
         self._routed: list[Routed] = []
         self._scratch = torch.empty(threads * width)
-        where = (fork, threads if fork else 1, self._scratch.data_ptr(), *parts)
+        where = (
+            *(fork, threads if fork else 1, self._scratch.data_ptr(), *parts),
+            *(places.address, positions),
+        )
         self._block = array("q", (*where, *[0] * (WORDS - len(where))))
         self.address = self._block.buffer_info()[0]
 
@@ -72,10 +100,10 @@ class Room:
         self._kind, self._left = kind, _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
         return self._left.pop()
 
-    def routed(self, positions: Sequence[int], experts: int, top_k: int) -> Routed:
+    def routed(self, experts: int, top_k: int) -> Routed:
         """Memory for one layer's choice."""
         if not self._routed:
-            before = (self._layers, *positions)
+            before = (self._layers, *self.shape)
             logits = _each(torch.empty((*before, experts), dtype=torch.float32))
             chosen = _each(torch.empty((*before, top_k), dtype=torch.int64))
             weights = _each(torch.empty((*before, top_k), dtype=torch.float32))

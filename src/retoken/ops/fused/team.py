@@ -4,7 +4,8 @@ Those threads wait between two operators anyway: a pass they share starts within
 states in its own cache that it has just computed. They take chunks until none is left.
 
 The room of a pass, words of 8 bytes: where OpenMP's fork is, how many threads it makes, memory for mixtures,
-the addresses of the parts, and then what `_share` and the passes write for the threads.
+the addresses of the parts, slots and how many positions there are, and then what `_share` and the passes
+write for the threads.
 """
 
 # pyright: basic, reportAttributeAccessIssue=false, reportCallIssue=false, reportAssignmentType=false, reportGeneralTypeIssues=false
@@ -17,9 +18,12 @@ from retoken.ops.fused.memory import call_all, keep_lowest, read_index, take_num
 FORK, THREADS, SCRATCH = 0, 8, 16
 PARTS = 24
 """Addresses of the parts of `gate`, `mix` and `route`."""
-POSITIONS, CHUNK, NEXT, WORKERS, WRONG = 48, 56, 64, 72, 80
-GIVEN = 88
+SLOTS, POSITIONS = 48, 56
+CHUNK, NEXT, WORKERS, WRONG = 64, 72, 80, 88
+GIVEN = 96
 """What a kernel is given, 7 words."""
+WIDTH = 48
+"""Where the block of `gate` or `mix` has the width of rows."""
 ENOUGH = 1 << 15
 """Numbers of a state from which threads share the work."""
 CHUNKS = 4
@@ -27,25 +31,28 @@ CHUNKS = 4
 
 
 @compiled
-def gate(block, increment, x_kind, out, positions, room):
+def gate(block, increment, x_kind, out, room):
     """`kernel.gate` of all positions."""
-    if not _worth_it(room, positions, read_index(block + 56)):
-        return kernel.gate(block, increment, x_kind, out, 0, positions)
+    slots, positions = read_index(room + SLOTS), read_index(room + POSITIONS)
+    if not _worth_it(room, positions, read_index(block + WIDTH)):
+        return kernel.gate(block, slots, increment, x_kind, out, 0, positions)
     return _share(room, positions, 0, (block, increment, x_kind, out, 0, 0, 0))
 
 
 @compiled
-def mix(block, chosen, weights, top_k, increment, x_kind, out, positions, room):
+def mix(block, chosen, weights, top_k, increment, x_kind, out, room):
     """`kernel.mix` of all positions."""
-    if not _worth_it(room, positions, read_index(block + 56)):
+    slots, positions = read_index(room + SLOTS), read_index(room + POSITIONS)
+    if not _worth_it(room, positions, read_index(block + WIDTH)):
         mixed = read_index(room + SCRATCH)
-        return kernel.mix(block, chosen, weights, top_k, increment, x_kind, out, mixed, 0, positions)
+        return kernel.mix(block, slots, chosen, weights, top_k, increment, x_kind, out, mixed, 0, positions)
     return _share(room, positions, 1, (block, chosen, weights, top_k, increment, x_kind, out))
 
 
 @compiled
-def route(block, hidden, h_kind, logits, chosen, weights, positions, room):
+def route(block, hidden, h_kind, logits, chosen, weights, room):
     """`kernel.route` of all positions."""
+    positions = read_index(room + POSITIONS)
     if not _worth_it(room, positions, read_index(block + 16)):
         return kernel.route(block, hidden, h_kind, logits, chosen, weights, 0, positions)
     return _share(room, positions, 2, (block, hidden, h_kind, logits, chosen, weights, 0))
@@ -63,7 +70,6 @@ def _share(room, positions, part, given):
         write_index(room + GIVEN + 8 * n, given[n])
     threads = read_index(room + THREADS)
     chunks = threads * CHUNKS
-    write_index(room + POSITIONS, positions)
     write_index(room + CHUNK, (positions + chunks - 1) // chunks)
     write_index(room + NEXT, 0)
     write_index(room + WORKERS, 0)
@@ -82,11 +88,11 @@ def _chunk(room):
 
 @called_by_c
 def _gates(room):
-    given = room + GIVEN
+    given, slots = room + GIVEN, read_index(room + SLOTS)
     start, stop = _chunk(room)
     while start < stop:
         wrong = kernel.gate(
-            read_index(given), read_index(given + 8), read_index(given + 16), read_index(given + 24),
+            read_index(given), slots, read_index(given + 8), read_index(given + 16), read_index(given + 24),
             start, stop,
         )  # fmt: skip
         keep_lowest(room + WRONG, wrong)
@@ -95,13 +101,13 @@ def _gates(room):
 
 @called_by_c
 def _mixes(room):
-    given = room + GIVEN
-    width, top_k = read_index(read_index(given) + 56), read_index(given + 24)
+    given, slots = room + GIVEN, read_index(room + SLOTS)
+    width, top_k = read_index(read_index(given) + WIDTH), read_index(given + 24)
     scratch = read_index(room + SCRATCH) + 4 * width * take_number(room + WORKERS)
     start, stop = _chunk(room)
     while start < stop:
         wrong = kernel.mix(
-            read_index(given), read_index(given + 8), read_index(given + 16), top_k,
+            read_index(given), slots, read_index(given + 8), read_index(given + 16), top_k,
             read_index(given + 32), read_index(given + 40), read_index(given + 48),
             scratch, start, stop,
         )  # fmt: skip
