@@ -8,6 +8,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import retoken
+from retoken.errors import AttachError
 from retoken.testing import assert_close, randomize, run_distributed, tiny_model, token_ids
 
 CONFIGS = {
@@ -100,6 +101,24 @@ def test_ddp(kind):
 )
 def test_fsdp2(kind, checkpointing):
     _assert_ranks_equal_one_process(run_distributed(_fsdp, 2, kind, checkpointing), kind)
+
+
+def _sharded_mlps(rank: int, world_size: int, kind: str) -> dict[str, torch.Tensor]:
+    model, bare, mesh = _model(kind), tiny_model("llama"), init_device_mesh("cpu", (world_size,))
+    for layer in (*model.model.layers, *bare.model.layers):
+        fully_shard(layer.mlp, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    _steps(model, [ids.chunk(world_size)[rank] for ids in _batches()])
+    weights = _full(model)
+    for refused in (lambda: retoken.detach(model), lambda: retoken.attach(bare, CONFIGS[kind])):
+        with pytest.raises(AttachError, match=r"is wrapped by fully_shard; accepted: the bare model"):
+            refused()
+    return weights
+
+
+@pytest.mark.parametrize("kind", ["retoken", "mort"])
+def test_mlps_sharded_one_by_one(kind):
+    _assert_ranks_equal_one_process(run_distributed(_sharded_mlps, 2, kind), kind)
 
 
 def _failing(rank: int, world_size: int) -> None:

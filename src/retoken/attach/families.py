@@ -106,7 +106,14 @@ def refuse_wrapped(model: PreTrainedModel, anatomy: Anatomy) -> None:
         }
         for what, wraps in found.items():
             if wraps:
-                raise AttachError(f"{type(module).__name__} is wrapped by {what}; accepted: the bare model")
+                raise _wrapped(module, what)
+    for module in (*anatomy.mlps, *anatomy.increments):  # a replaced forward or a compiled one acts inside
+        if isinstance(module, FSDPModule):
+            raise _wrapped(module, "fully_shard")
+
+
+def _wrapped(module: nn.Module, what: str) -> AttachError:
+    return AttachError(f"{type(module).__name__} is wrapped by {what}; accepted: the bare model")
 
 
 def dissect(model: PreTrainedModel, family: Family) -> Anatomy:
