@@ -18,7 +18,9 @@ TITLES = {
     "bigram": "bigram table",
     "over_tokenized": "Over-Tokenized",
     "engram": "Engram",
-    "wide": "wider backbone",
+    "longer": "longer training",
+    "wide": "wider backbone, equal storage",
+    "wider": "wider backbone, equal time",
 }
 MINUS = "\N{MINUS SIGN}"
 
