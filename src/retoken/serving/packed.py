@@ -191,8 +191,7 @@ class PackedFile:
             self.number_V = self._numbers(numbers_at, count)
         self._state = state_of(self._file)
         self._good = torch.zeros(count, dtype=torch.bool, device="cpu")
-        self._touched = 0
-        self._share = (self.layout.record_bytes + _FAULT_AROUND) // len(self.layout.layers)
+        self._here, self._touched = torch.zeros(count, dtype=torch.bool, device="cpu"), 0
         written = None if self.number_V is None else self.number_V.to(torch.int32)
         if fingerprint(self.layout, self.of_tokens, written) != self.fingerprint:
             raise CheckpointError(f"{self.path}: its records do not fit its fingerprint: changed")
@@ -235,10 +234,11 @@ class PackedFile:
             CheckpointError: a record has changed since it was written.
         """
         ids = ids.contiguous()
+        self.count(ids)
         self.ask(ids)
         records = torch.from_numpy(np.take(self._records, ids.numpy(), axis=0))
         self.check(ids)
-        self.count(len(ids), len(self.layout.layers))
+        self.settle()
         return records
 
     def ask(self, ids: Tensor) -> None:
@@ -282,15 +282,22 @@ class PackedFile:
             return f"token {number}"
         return f"token {int((self.number_V == number).nonzero()[0])}" if number else "tokens without rows"
 
-    def count(self, records: int, layers: int) -> None:
-        """Some layers' rows of so many records have been read; drop this process's pages beyond the bound."""
-        self._touched += records * layers * self._share
+    def count(self, ids: Tensor) -> None:
+        """The records numbered ids [R] are about to be read: those whose pages this process has not yet."""
+        new = ids[~self._here[ids]]
+        if len(new):
+            self._here[new] = True
+            self._touched += len(new) * (self.layout.record_bytes + _FAULT_AROUND)
+
+    def settle(self) -> None:
+        """What was counted has been read: beyond the bound, this process's pages go."""
         if self._touched > self.resident_bytes:
             self.release()
 
     def release(self) -> None:
         """Let this process's pages go; the system keeps them cached while it has room."""
         self._map.madvise(mmap.MADV_DONTNEED)
+        self._here.zero_()
         self._touched = 0
 
     def records(self) -> Tensor:

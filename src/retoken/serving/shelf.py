@@ -81,7 +81,10 @@ class Shelf:
 
     def begin(self, wanted: Wanted) -> None:
         """A pass over these is about to start: what is known to be needed is asked for."""
-        if wanted.files and self.disk is not None and self.prefetch != "none" and not self._chosen:
+        if self.disk is None or not wanted.files:
+            return
+        self.disk.count(wanted.from_file)
+        if self.prefetch != "none" and not self._chosen:
             self.disk.ask(wanted.from_file)
 
     def read(self, wanted: Wanted, layer: int) -> None:
@@ -90,11 +93,8 @@ class Shelf:
         Raises:
             CheckpointError: a record has changed since it was written.
         """
-        if self.disk is None or not wanted.files:
-            return
-        self.disk.count(wanted.files, 1)
         if layer == self._last:
-            self.check(wanted)
+            self.read_all(wanted)
 
     def read_all(self, wanted: Wanted) -> None:
         """All layers have read; what came from the file is checked.
@@ -103,8 +103,8 @@ class Shelf:
             CheckpointError: a record has changed since it was written.
         """
         if self.disk is not None and wanted.files:
-            self.disk.count(wanted.files, len(self.layout.layers))
-            self.check(wanted)
+            self.disk.check(wanted.from_file)
+            self.disk.settle()
 
     def views(self, layer: int) -> tuple[Tensor, Tensor | None] | None:
         """A layer's part of all records by token, as `RecordLayout.views`; None: by token they lie apart."""

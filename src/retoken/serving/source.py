@@ -101,7 +101,6 @@ class PlacedFetch:
         """The rows of a layer; None where it has to wait for them, or checks records."""
         if self._wanted is None or self.source.shelf.checks_with(self._wanted, layer):  # pyright: ignore
             return None
-        self.source.shelf.read(self._wanted, layer)  # pyright: ignore
         return PlacedLayer(self, layer)
 
     def places(self) -> Places | None:
