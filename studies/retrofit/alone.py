@@ -5,7 +5,7 @@
 
 Only the definitions of tasks, which say where documents lie, are this package's. Type and batch size have to
 be those of RESULTS. Prints, and writes, for each task: both values of each metric, and the largest difference
-of a log-likelihood.
+of a log-likelihood. What the table has of other tasks stays.
 """
 
 from __future__ import annotations
@@ -51,6 +51,14 @@ def compare(task: str, report: dict[str, Any], ours: TaskResult) -> list[dict[st
     ]
 
 
+def rows_of_others(table: Path, tasks: list[str]) -> list[dict[str, Any]]:
+    """What a table, if there is one, has of other tasks."""
+    if not table.exists():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["task"] not in tasks]
+
+
 def main() -> None:
     """Run the eight, compare, write."""
     parser = argparse.ArgumentParser(
@@ -70,7 +78,7 @@ def main() -> None:
     definitions = package_tasks().definitions(harness.own_definitions(), harness.version())
     manager = TaskManager(include_path=definitions, include_defaults=False)
     folder = ResultsFolder.open(args.results)
-    rows = []
+    kept, rows = rows_of_others(args.table, args.tasks), []
     for task in args.tasks:
         report = simple_evaluate(model=model, tasks=[task], task_manager=manager, limit=args.limit or None)
         rows += compare(task, report, folder.read(task))  # pyright: ignore
@@ -79,7 +87,7 @@ def main() -> None:
         with args.table.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(kept + rows)
 
 
 if __name__ == "__main__":

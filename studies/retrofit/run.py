@@ -14,6 +14,7 @@ folder that `retoken eval --tasks` takes; LoRA is merged into its backbone there
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import shutil
 import time
@@ -46,7 +47,7 @@ MEASURED += ("train_seconds", "tokens_per_second", "peak_memory_bytes")
 SEEDS, TUNING_SEED = (0, 1, 2), 100
 RATES = (0.3, 1.0, 3.0)
 """Times the way's own learning rates."""
-LORA_RANK, BEFORE = 16, "before"
+BEFORE = "before"
 LAYERS = (0, 1, 2)
 """Layers with tables where not all have some: three of thirty."""
 Adapt = Callable[[PreTrainedModel], PreTrainedModel]
@@ -61,12 +62,14 @@ class Way:
     lr: float = 1e-4
     """Peak rate of the backbone or of LoRA; tables have `table_lr` times it."""
     table_lr: float = 50.0
-    lora: bool = False
+    lora: int = 0
+    """Rank of adapters; 0: there are none."""
 
 
 WAYS = {
     "all": Way(),
-    "lora": Way(lr=1e-3, lora=True),
+    "lora": Way(lr=1e-3, lora=16),
+    "wide lora": Way(lr=1e-3, lora=278),
     "retoken tables": Way(modulator=ReTokenConfig(init_scale=0.0), trains="attached", lr=1e-3, table_lr=5.0),
     "few retoken tables": Way(
         modulator=ReTokenConfig(init_scale=0.0, layers=LAYERS), trains="attached", lr=1e-3, table_lr=5.0
@@ -83,21 +86,21 @@ WAYS = {
 """Name -> how."""
 
 
-def lora_config() -> peft.LoraConfig:
+def lora_config(rank: int) -> peft.LoraConfig:
     """Low-rank adapters on every linear module of the decoder."""
-    return peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear")
+    return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
 
 
-def lora(model: PreTrainedModel) -> PreTrainedModel:
+def lora(rank: int, model: PreTrainedModel) -> PreTrainedModel:
     """Those, by the PEFT library; nothing else trains."""
     torch.manual_seed(0)
-    return peft.inject_adapter_in_model(lora_config(), model)  # pyright: ignore
+    return peft.inject_adapter_in_model(lora_config(rank), model)  # pyright: ignore
 
 
-def merged(model: str, run: Path) -> PreTrainedModel:
+def merged(model: str, run: Path, rank: int) -> PreTrainedModel:
     """The backbone with a finished LoRA run's adapters worked into its matrices."""
     backbone = load_model(Path(model))
-    adapted: Any = peft.get_peft_model(backbone, lora_config())
+    adapted: Any = peft.get_peft_model(backbone, lora_config(rank))
     newest = newest_path(run / "checkpoints")
     assert newest is not None, f"{run} has no checkpoint"
     tensors = read(newest).tensors().read_all()
@@ -169,11 +172,11 @@ def before(args: argparse.Namespace) -> Any:
 def run_one(job: tuple[argparse.Namespace, Trial]) -> tuple[Trial, Any]:
     """Train one way on one seed, write its model folder, measure it."""
     args, trial = job
-    config, is_lora = config_of(args, trial), WAYS[trial.way].lora
-    result = train(config, adapt=lora if is_lora else None)
+    config, rank = config_of(args, trial), WAYS[trial.way].lora
+    result = train(config, adapt=functools.partial(lora, rank) if rank else None)
     folder = config.out / "model"
-    if is_lora and not folder.exists():
-        merged(args.model, config.out).save_pretrained(folder)
+    if rank and not folder.exists():
+        merged(args.model, config.out, rank).save_pretrained(folder)
         TokenStore.open(args.store).tokenizer().save_pretrained(folder)
     measured = {name: getattr(result, name, None) for name in MEASURED}
     measured["trained_params"] = trained_params(config)
