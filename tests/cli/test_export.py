@@ -141,6 +141,31 @@ def test_fetched_rows_are_compared_with_a_folders(
     assert code == 2 and "differ from those they were made of" in err
 
 
+@pytest.mark.parametrize("kind", ["retoken", "mort"])
+def test_folded_rows_are_compared_with_those_they_were_folded_from(
+    cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path, kind: str
+) -> None:
+    source, packed = tiny_run(kind) / "model", tmp_path / "folded"
+    assert cli("export", source, "--out", packed, "--fold", "--rows", "int8", "--loss", "off").code == 0
+    options = ["--data", tiny_store, "--json", "--max-tokens", 64]
+    assert cli("eval", packed, *options, "--verify", source).code == 0
+    tensors = load_file(source / "model.safetensors")
+    tensors["retoken.layers.1.table"][:, ..., 0] += 1
+    shutil.copytree(source, tmp_path / "other")
+    save_file(tensors, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    code, _, err = cli("eval", packed, *options, "--verify", tmp_path / "other")
+    assert code == 2 and "differ from those they were made of" in err
+
+
+def test_rows_of_another_shape_are_not_compared(
+    cli: Cli, tiny_run: Run, tiny_store: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "int8"
+    assert cli("export", tiny_run("mort"), "--out", packed, "--rows", "int8", "--loss", "off").code == 0
+    code, _, err = cli("eval", packed, "--data", tiny_store, "--verify", tiny_run("retoken") / "model")
+    assert code == 2 and "of another model: {'rows_per_token': None" in err
+
+
 def test_the_loss_alone_chooses_int8(cli: Cli, tiny_run: Run, tmp_path: Path) -> None:
     out = tmp_path / "artifact"
     code, said, err = cli("export", tiny_run("retoken"), "--out", out, "--loss", "on", "--eval-tokens", 500)

@@ -291,3 +291,11 @@ def test_states_of_another_width_than_the_router_are_refused():
         ValueError, match=r"states \(3, 65\) with a router of 64 numbers; accepted in this pass: \(3, 64\)"
     ):
         fused.Route(torch.ones(2, 64), 1)(torch.ones(3, 65))
+
+
+def test_a_choice_for_other_positions_is_refused():
+    near, route = fused.near_table(_draw(V, 2, 8), _ids(6)), fused.Route(torch.ones(2, 8), 1)
+    mix = fused.Mix(near, None, 1.0, 0.0)
+    for positions in ((5,), (2, 3)):
+        with pytest.raises(fused.Unserved, match="a choice for positions"):
+            mix(_draw(6, 8), route(_draw(*positions, 8)))

@@ -260,7 +260,8 @@ class PackedFile:
         new = ids[~self._good[ids]]
         if len(new):
             self._check_all(new)
-            self._good[new] = True
+            if self._state == state:  # another thread may have found the file written to meanwhile
+                self._good[new] = True
 
     def _check_all(self, ids: Tensor) -> None:
         where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)

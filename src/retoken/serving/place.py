@@ -18,6 +18,7 @@ from retoken.errors import AttachError, CheckpointError, ConfigError
 from retoken.nn import ModulatorStack, TokenTable
 from retoken.ops.triton.launch import has_triton
 from retoken.serving.direct import Gatherer
+from retoken.serving.folding import FoldingReader
 from retoken.serving.layout import RecordLayout
 from retoken.serving.neighbours import ALONE, Neighbours
 from retoken.serving.packed import BLOCK_BYTES, PackedFile, blocks, fingerprint, pack
@@ -133,11 +134,24 @@ class Asked:
         counts = read_counts(self.counts, layout.vocab_size)
         return assign(layout, self.tables, self.budget, counts, number_V)
 
-    def check_folder(self, kept_V: Tensor | None = None) -> RowReader | None:
-        """The model folder that fetched rows are compared with, if one was named; as if it was pruned so."""
+    def check_folder(self, layout: RecordLayout, kept_V: Tensor | None = None) -> RowReader | None:
+        """The model folder that fetched rows are compared with, if one was named.
+
+        Args:
+            layout: of the records. Where they are folded and the folder is not, its rows are folded, too.
+            kept_V: [V] the tokens whose rows are there, where they are pruned.
+
+        Raises:
+            CheckpointError: the folder's rows are of other layers or another shape, or folded where these
+                are not.
+            ConfigError: it has nothing to fold.
+        """
         if isinstance(self.verify, bool):
             return None
-        reader = FolderReader(self.verify)
+        reader: RowReader = FolderReader(self.verify)
+        if layout.folded and not reader.folded:
+            reader = FoldingReader.of_folder(self.verify)
+        refuse_other(self.verify, layout_of(reader, layout.rows), layout)
         return reader if kept_V is None else PrunedReader(reader, kept_V)
 
 
@@ -213,14 +227,14 @@ def house(seat: Seat, reader: RowReader, asked: Asked) -> Placement:
     layout = packed.layout if packed is not None else layout
     assert layout is not None
     stored = blocks(reader, layout) if packed is None else _stored(packed)
-    check = reader if asked.verify is True else asked.check_folder()
+    check = reader if asked.verify is True else asked.check_folder(layout)
     return _move(seat, layout, _homes(seat, layout, asked), packed, stored, check, asked)
 
 
 def serve(seat: Seat, packed: PackedFile, asked: Asked) -> Placement:
     """Let a model read its rows out of a packed file, or out of memory that is filled from it."""
     homes = _homes(seat, packed.layout, asked, packed.number_V)
-    stored, check = _stored(packed), asked.check_folder(packed.kept)
+    stored, check = _stored(packed), asked.check_folder(packed.layout, packed.kept)
     return _move(seat, packed.layout, homes, packed, stored, check, asked)
 
 
@@ -276,13 +290,23 @@ def _packed(reader: RowReader, path: Path, rows: str | None, neighbours: Neighbo
     own = layout_of(reader, packed.layout.rows)
     if rows is not None and rows != packed.layout.rows:
         raise CheckpointError(f"{path}: rows are {packed.layout.rows}; asked for: {rows}")
-    if own != packed.layout:
-        differs = {k: v for k, v in packed.layout.to_dict().items() if own.to_dict()[k] != v}
-        accepted = {k: own.to_dict()[k] for k in differs}
-        raise CheckpointError(f"{path}: of another model: {differs}; accepted: {accepted}")
+    refuse_other(path, packed.layout, own)
     if fingerprint(own, lambda ids: own.encode(reader.some(ids))) != packed.fingerprint:
         raise CheckpointError(f"{path}: of another model: its rows are not this model's")
     return packed
+
+
+def refuse_other(path: Path, found: RecordLayout, wanted: RecordLayout) -> None:
+    """Refuse records laid out in another way.
+
+    Raises:
+        CheckpointError: they are.
+    """
+    ours, theirs = wanted.to_dict(), found.to_dict()
+    differs = {name: value for name, value in theirs.items() if ours[name] != value}
+    if differs:
+        accepted = {name: ours[name] for name in differs}
+        raise CheckpointError(f"{path}: of another model: {differs}; accepted: {accepted}")
 
 
 def _move(

@@ -83,6 +83,7 @@ class Shelf:
         """A pass over these is about to start: what is known to be needed is asked for."""
         if self.disk is None or not wanted.files:
             return
+        self.disk.settle()
         self.disk.count(wanted.from_file)
         if self.prefetch != "none" and not self._chosen:
             self.disk.ask(wanted.from_file)
@@ -94,17 +95,7 @@ class Shelf:
             CheckpointError: a record has changed since it was written.
         """
         if layer == self._last:
-            self.read_all(wanted)
-
-    def read_all(self, wanted: Wanted) -> None:
-        """All layers have read; what came from the file is checked.
-
-        Raises:
-            CheckpointError: a record has changed since it was written.
-        """
-        if self.disk is not None and wanted.files:
-            self.disk.check(wanted.from_file)
-            self.disk.settle()
+            self.check(wanted)
 
     def views(self, layer: int) -> tuple[Tensor, Tensor | None] | None:
         """A layer's part of all records by token, as `RecordLayout.views`; None: by token they lie apart."""
@@ -137,9 +128,11 @@ class Shelf:
 
 def _ask_chosen(near: Near, slots: Tensor, chosen: Tensor) -> None:
     """Ask for the rows of one layer that were chosen, [..., K], of the records of all these positions."""
+    positions, top_k = len(slots) // near.heads, chosen.shape[-1]
+    if chosen.numel() != positions * top_k:
+        return  # states of other positions, which are refused where rows are read
     where = (near.base, slots.data_ptr(), near.heads, near.stride, near.row_bytes)
-    size = (chosen.data_ptr(), chosen.shape[-1], mmap.PAGESIZE)
-    kernels().ask_chosen(*where, *size, 0, len(slots) // near.heads)
+    kernels().ask_chosen(*where, chosen.data_ptr(), top_k, mmap.PAGESIZE, 0, positions)
 
 
 def _address(tier: Tier) -> int:

@@ -149,7 +149,7 @@ class InGraphPasses:
             CheckpointError: a record has changed since it was written.
         """
         if self._wanted is not None and self._shelf is not None:
-            self._shelf.read_all(self._wanted)
+            self._shelf.check(self._wanted)
             self._wanted = None
         if not self._known:
             self._known = True

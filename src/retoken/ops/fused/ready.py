@@ -110,6 +110,8 @@ class Mix(_OnRows):
         """
         room = room or self._own(increment)
         kind = self._kind(increment, room)
+        if routed.shape != room.shape:
+            raise Unserved(f"a choice for positions {routed.shape}; accepted in this pass: {room.shape}")
         increment = increment.contiguous()
         out, at = room.result(increment, kind)
         choice = (routed.chosen, routed.weights, routed.top_k)

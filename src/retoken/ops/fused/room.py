@@ -35,6 +35,8 @@ class Routed(NamedTuple):
     chosen: int
     weights: int
     top_k: int
+    shape: Sequence[int]
+    """[...] of the positions."""
 
     @classmethod
     def of(cls, routing: Routing) -> Routed:
@@ -42,7 +44,7 @@ class Routed(NamedTuple):
         logits, chosen, weights = routing.logits_TE, routing.chosen_TK, routing.weights_TK
         routing = Routing(logits, chosen.contiguous(), weights.contiguous())
         addresses = logits.data_ptr(), routing.chosen_TK.data_ptr(), routing.weights_TK.data_ptr()
-        return cls(routing, *addresses, chosen.shape[-1])
+        return cls(routing, *addresses, chosen.shape[-1], tuple(chosen.shape[:-1]))
 
 
 class Room:
@@ -108,7 +110,7 @@ class Room:
             chosen = _each(torch.empty((*before, top_k), dtype=torch.int64))
             weights = _each(torch.empty((*before, top_k), dtype=torch.float32))
             self._routed = [
-                Routed(Routing(a, b, c), at, chosen_at, weights_at, top_k)
+                Routed(Routing(a, b, c), at, chosen_at, weights_at, top_k, self.shape)
                 for (a, at), (b, chosen_at), (c, weights_at) in zip(logits, chosen, weights, strict=True)
             ]
         return self._routed.pop()
