@@ -153,6 +153,71 @@ def test_a_trained_run_is_placed_too(tiny_run, tiny_store, tmp_path, capsys):
     assert len((tmp_path / "t.csv").read_text().splitlines()) == 1 + 2 * 4
 
 
+def _is_cached(packed, token):
+    """Whether reading a token's record would not wait for a disk."""
+    with packed.path.open("rb") as file:
+        where = packed._start + token * packed.layout.record_bytes
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], where, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            pytest.skip(f"this file system does not tell ({error})")
+    return True
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells")
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cold_file_is_not_cached_whoever_has_it_mapped(backbone, some, tmp_path, whole):
+    if whole:
+        options = {"kernels": "eager", "folder": tmp_path}
+        made = cases.resident_cases(backbone, ["retoken"], ("disk-warm", "disk-cold"), **options)
+    else:
+        made = _make(backbone, some, tmp_path, ("disk-warm", "disk-cold"), variants=["retoken"])
+    warm, cold = made[-2:]
+    tokens = prompts.tokens_of(some)
+    for case in (warm, cold):
+        case.packed.gather(tokens)  # mapped by both
+    assert warm.packed.path == cold.packed.path and _is_cached(cold.packed, int(tokens[1]))
+    cold.between()
+    assert not _is_cached(cold.packed, int(tokens[1]))
+    warm.prepare(tokens)
+    assert _is_cached(cold.packed, int(tokens[1]))
+
+
+def test_a_warm_file_has_been_read_by_others_only(backbone, some, tmp_path):
+    *_, warm = _make(backbone, some, tmp_path, ("device", "disk-warm"), variants=["mort-2of4"])
+    read = int(warm.packed._good.sum())
+    warm.prepare(prompts.tokens_of(some))
+    assert int(warm.packed._good.sum()) == read
+    turns.run(warm, warm.passes_over(some[0]), some[0])
+    assert int(warm.packed._good.sum()) > read
+
+
+@pytest.mark.skipif(not os.access(ROOT, os.W_OK), reason="cgroup v1 as root")
+def test_a_limit_leaves_a_quarter_of_the_records(tiny_store, tmp_path, capsys):
+    words = ["bench", "decode", "demo", "--data", str(tiny_store), "--cap", "--repeats", "2", "--tokens", "2"]
+    for placement in ("disk-warm", "sync-cold"):
+        options = ["--variants", "mort-2of4", "--placements", placement, "--prompt-lengths", "4", "--json"]
+        capsys.readouterr()
+        assert main([*words, *options]) == 0
+        found = json.loads(capsys.readouterr().out)["decode"]
+        assert [row["placement"] for row in found] == ["", placement]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--variants", "retoken", "mort-2of4"], "--variants has 2; accepted with --cap: one"),
+        (["--variants", "retoken"], "--placements has 6; accepted with --cap: one"),
+        (["--variants", "retoken", "--placements", "host"], "--placements is host; accepted with --cap"),
+    ],
+)
+def test_one_case_at_a_time_is_alone_in_a_limit(tiny_store, words, reason, capsys):
+    assert main(["bench", "decode", "demo", "--data", str(tiny_store), "--cap", *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_the_papers_protocol_is_not_left_out_silently(tiny_run, tiny_store, capsys):
     words = ["bench", "decode", str(tiny_run("mort")), "--data", str(tiny_store), "--placements", "sync-host"]
     capsys.readouterr()

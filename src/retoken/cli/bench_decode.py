@@ -75,7 +75,8 @@ class BenchDecode:
     passes: Literal["eager", "graph"] = "eager"
     """How a GPU decodes: by calls of the model, or by replays of a CUDA graph of one."""
     cap: bool = False
-    """Run under a memory limit that leaves a quarter of the records in use for cached pages (cgroup v1)."""
+    """Run under a memory limit that leaves a quarter of the records in use for cached pages (cgroup v1);
+    of one variant in one placement, whose file is neither read before nor dropped."""
     bound: bool = False
     """Serve instead a fully written table four times the memory limit, over uniformly random tokens."""
     bound_tokens: int = 100_000
@@ -137,8 +138,11 @@ class BenchDecode:
 
     def _cases(self, prompts: list[Prompt], folder: Path) -> list[Case]:
         from retoken import presets
+        from retoken.bench.decode.cases import left_alone
 
         cases = self._of_preset(prompts, folder) if self.model in presets.names() else self._trained(folder)
+        if self.cap:
+            cases = [left_alone(case) for case in cases]
         if self.passes == "eager":
             return cases
         from retoken.bench.decode.passes import GraphPasses
@@ -180,17 +184,15 @@ class BenchDecode:
             yield
             return
         from retoken.bench.decode import turns
-        from retoken.bench.decode.cap import capped
+        from retoken.bench.decode.cap import MARGIN, capped
         from retoken.bench.decode.records import drop_cache
 
         with capped() as cap:
-            for case in cases:
-                turns.run(case, case.passes_over(prompt), prompt)
-            files = {case.packed.path: case for case in cases if case.packed is not None}
-            for case in files.values():
-                drop_cache(case.packed)
-            in_use = max(case.bytes_in_use for case in cases)
-            cap.limit(cap.anonymous + in_use // 4 + (64 << 20))
+            needed = cap.peak_anonymous(
+                lambda: [turns.run(case, case.passes_over(prompt), prompt) for case in cases]
+            )
+            drop_cache([case.packed for case in cases if case.packed is not None])
+            cap.limit(needed + max(case.bytes_in_use for case in cases) // 4 + MARGIN)
             yield
 
     def _bound(self, folder: Path) -> dict[str, Any]:
@@ -235,7 +237,20 @@ class BenchDecode:
                 )
         if not self.variants or not self.placements:
             raise ConfigError("--variants or --placements is empty; accepted: one or more")
+        if self.cap:
+            self._check_cap()
         self._check_device()
+
+    def _check_cap(self) -> None:
+        from retoken import presets
+
+        if self.model not in presets.names():
+            raise ConfigError(f"--cap with {self.model}; accepted: a preset, whose file has any size")
+        for name, values in (("variants", self.variants), ("placements", self.placements)):
+            if len(values) > 1:
+                raise ConfigError(f"--{name} has {len(values)}; accepted with --cap: one, alone in its limit")
+        if not self.placements[0].endswith(("-warm", "-cold")):
+            raise ConfigError(f"--placements is {self.placements[0]}; accepted with --cap: one of a file")
 
     def _check_device(self) -> None:
         import torch

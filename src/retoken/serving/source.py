@@ -13,7 +13,7 @@ from retoken.nn import Fetched, Rows, TokenTable
 from retoken.ops.fused import Near, Places
 from retoken.serving.direct import Gatherer, device_stage
 from retoken.serving.layout import RecordLayout
-from retoken.serving.packed import BLOCK_BYTES
+from retoken.serving.packed import BLOCK_BYTES, PackedFile
 from retoken.serving.reader import RowReader
 from retoken.serving.shelf import Prefetch, Shelf, Wanted
 from retoken.serving.stage import Buffers, Stage
@@ -216,6 +216,11 @@ class PlacedRows:
             if len(here):
                 records[here.to(device)] = tier.gather(slot_R[here]).to(device)
         return records
+
+    @property
+    def packed(self) -> PackedFile | None:
+        """The file that rows are read from, if any are."""
+        return next((tier for tier in self._tiers if isinstance(tier, PackedFile)), None)
 
     @property
     def shared(self) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from retoken.errors import ConfigError
 
 ROOT = Path("/sys/fs/cgroup/memory")
+MARGIN = 8 << 20
+"""Bytes of a limit for what is neither anonymous nor the file's: page tables, code that was not yet read."""
 
 
 class Cap:
@@ -21,6 +24,23 @@ class Cap:
     def limit(self, size: int) -> None:
         """No more than `size` bytes; what exceeds it is given back first."""
         (self.group / "memory.limit_in_bytes").write_text(str(size))
+
+    def peak_anonymous(self, act: Callable[[], object]) -> int:
+        """Most bytes that could not be given back while `act` was under way, looked at every few ms."""
+        seen, over = [self.anonymous], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.002):
+                seen.append(self.anonymous)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            act()
+        finally:
+            over.set()
+            watcher.join()
+        return max(*seen, self.anonymous)
 
     @property
     def usage(self) -> int:

@@ -127,7 +127,7 @@ class Shelves:
         """Write the file and fill the tiers in memory."""
         path = folder / f"{name}.safetensors"
         records.write(path, layout, tokens)
-        packed = PackedFile(path)
+        filler = PackedFile(path)
         counts = torch.zeros(layout.vocab_size).index_fill_(0, tokens, 1.0)
         size = len(tokens) * layout.record_bytes
         homes = assign(layout, "disk", {"host": size}, counts)
@@ -137,10 +137,11 @@ class Shelves:
         }
         memory = {tier: makers[tier]() for tier in tiers}
         for ids in tokens.split(records.CHUNK):
-            found = packed.gather(ids)
+            found = filler.gather(ids)
             for tier in memory.values():
                 tier.records[homes.slot_V[ids]] = found
-        return cls(packed=packed, homes=homes, memory=memory)
+        filler.release()
+        return cls(packed=PackedFile(path), homes=homes, memory=memory)  # no record was read by this one
 
     def source(self, placement: str, dtype: torch.dtype) -> Any:
         """Of the rows, as a placement has them."""
@@ -183,18 +184,29 @@ def preset_cases(
             source = shelves.source(placement, backbone.dtype)
             model = attach_source(twin(backbone), VARIANTS[variant], source)
             packed = shelves.packed if placement.endswith(("-warm", "-cold")) else None
-            case = _case(variant, placement, model, packed)
+            case = _case(variant, placement, model, packed, [shelves.packed])
             cases.append(replace(case, bytes_in_use=len(tokens) * layout.record_bytes))
     return cases
 
 
-def _case(variant: str, placement: str, model: PreTrainedModel, packed: PackedFile | None) -> Case:
+def _case(
+    variant: str,
+    placement: str,
+    model: PreTrainedModel,
+    packed: PackedFile | None,
+    opened: Sequence[PackedFile],
+) -> Case:
     case = Case(variant=variant, placement=placement, model=model, packed=packed)
     if packed is None:
         return case
     if placement.endswith("-cold"):
-        return replace(case, between=lambda: records.drop_cache(packed))
-    return replace(case, prepare=lambda ids: records.warm_cache(packed, ids))
+        return replace(case, between=lambda: records.drop_cache(opened))
+    return replace(case, prepare=lambda ids: records.warm_cache(packed.path, ids))
+
+
+def left_alone(case: Case) -> Case:
+    """The same with nothing done to what is cached of its file: a limit on memory decides."""
+    return replace(case, prepare=lambda ids: None, between=_nothing)
 
 
 def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: Path) -> list[Case]:
@@ -236,7 +248,7 @@ def _placed_cases(
     for placement in placements:
         if placement.startswith("sync"):
             raise ConfigError(f"--placements has {placement}; accepted with whole tables: all but sync-*")
-    path = folder / f"{variant}.safetensors"
+    path, opened = folder / f"{variant}.safetensors", []
     cases = [Case(variant=variant, placement="resident", model=model)]
     for placement in placements:
         placed = twin(model)
@@ -251,7 +263,9 @@ def _placed_cases(
             raise ConfigError(
                 f"--placements has {placement}, and no GPU may read host memory; accepted: host"
             )
-        cases.append(_case(variant, placement, placed, PackedFile(path) if tier == "disk" else None))
+        packed = placed.retoken.source.packed if tier == "disk" else None  # pyright: ignore
+        opened += [packed] if packed is not None else []
+        cases.append(_case(variant, placement, placed, packed, opened))
     return cases
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -63,10 +63,15 @@ def _chunks(layout: RecordLayout, tokens: Tensor) -> Iterator[tuple[Tensor, Tens
         yield ids, random_records(layout, ids)
 
 
-def drop_cache(packed: PackedFile) -> None:
-    """Have the system forget what it has cached of a file, so that the next reading reads the disk."""
-    packed.release()
-    forget(packed.path)
+def drop_cache(opened: Sequence[PackedFile]) -> None:
+    """Have the system forget what it has cached of a file, so that the next reading reads the disk.
+
+    Args:
+        opened: the file, once for each time this process has it open: what is mapped stays cached.
+    """
+    for packed in opened:
+        packed.release()
+        forget(packed.path)
 
 
 def forget(path: Path) -> None:
@@ -75,7 +80,8 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def warm_cache(packed: PackedFile, tokens: Tensor) -> None:
-    """Have some tokens' records cached."""
+def warm_cache(path: Path, tokens: Tensor) -> None:
+    """Have some tokens' records cached by the system; who has the file open has not read them by that."""
+    apart = PackedFile(path)
     for ids in tokens.split(CHUNK):
-        packed.gather(ids)
+        apart.of_tokens(ids)
