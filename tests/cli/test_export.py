@@ -107,7 +107,8 @@ def test_an_artefact_is_evaluated_and_generates_from_any_tier(
         cli("generate", *words, "--prompt", "the cat", "--max-new-tokens", 8, "--temperature", 0)
         for words in ([run], [out, *where])
     ]
-    assert texts[0] == texts[1] and texts[0].code == 0
+    assert texts[0].out == texts[1].out and [text.code for text in texts] == [0, 0]
+    assert ("bytes a record" in texts[1].err) == bool(tables)
 
 
 def test_a_model_folder_is_served_from_a_file_that_is_made_for_it(
@@ -195,3 +196,8 @@ def test_a_training_checkpoint_is_not_placed(cli: Cli, tiny_run: Run, tiny_store
     step = tiny_run("mort") / "checkpoints" / "step-000003"
     code, _, err = cli("eval", step, "--data", tiny_store, "--tables", "host")
     assert code == 2 and "retoken export makes one" in err
+
+
+def test_where_rows_are_is_told(cli: Cli, tiny_run: Run, tiny_store: Path) -> None:
+    told = cli("eval", tiny_run("mort"), "--data", tiny_store, "--max-tokens", 64, "--tables", "host")
+    assert told.code == 0 and "bytes a record" in told.err and "host" in told.err

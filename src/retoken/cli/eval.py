@@ -82,9 +82,10 @@ class Eval:
         return self._run_tasks() if self.tasks else self._run_held_out()
 
     def _open(self, world: World) -> Loaded:
+        from retoken.cli.placement import say_placement
         from retoken.eval import open_checkpoint
 
-        return open_checkpoint(
+        loaded = open_checkpoint(
             self.checkpoint,
             tables=self.tables or None,
             rows_path=self.rows_path,
@@ -92,6 +93,8 @@ class Eval:
             device=world.device,
             dtype=self.dtype,
         )
+        say_placement(loaded.model, aloud=world.leads and not self.json and bool(self.tables))
+        return loaded
 
     def _run_tasks(self) -> int:
         from retoken.cli.eval_view import TasksView, as_values, print_report

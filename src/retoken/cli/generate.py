@@ -56,6 +56,7 @@ class Generate:
         self._check()
         from transformers import set_seed
 
+        from retoken.cli.placement import say_placement
         from retoken.eval import open_checkpoint
         from retoken.train.world import open_world
 
@@ -67,6 +68,7 @@ class Generate:
                 verify=self.verify,
                 device=world.device,
             )
+            say_placement(loaded.model, aloud=world.leads and not self.json and bool(self.tables))
             loaded.model.to(world.device)  # pyright: ignore
             set_seed(self.seed)
             told = self._talk(loaded) if self.chat else self._write(loaded)

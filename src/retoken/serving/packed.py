@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import shutil
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
-from retoken.errors import CheckpointError
+from retoken.errors import CheckpointError, ConfigError
 from retoken.ops import fused
 from retoken.ops.row_update.threads import divide
 from retoken.serving.layout import CHECK_SEED, RecordLayout
@@ -81,8 +82,8 @@ def pack(
 
     Raises:
         CheckpointError: the folder holds no tables.
-        ConfigError: no such row type.
-        TrainingError: the disk is full or refuses.
+        ConfigError: no such row type, or the disk has not that much room.
+        TrainingError: the disk refuses, or filled up meanwhile.
     """
     reader = FolderReader(Path(source)) if isinstance(source, str | Path) else source
     reader = reader if kept is None else PrunedReader(reader, kept)
@@ -95,6 +96,7 @@ def pack(
         "fingerprint": fingerprint(layout, lambda ids: layout.encode(reader.some(ids)), number_V),
     }
     records = layout.vocab_size if number_V is None else int(number_V.max()) + 1
+    _check_room(path, records * layout.record_bytes)
     spec = {FORMAT: Spec(torch.uint8, (records, layout.record_bytes))}
     parts = {FORMAT: _stored(reader, layout, kept)}
     if number_V is not None:
@@ -102,6 +104,13 @@ def pack(
         spec[NUMBERS], parts[NUMBERS] = Spec(whole.dtype, tuple(whole.shape)), iter([whole])
     with writing(path), atomic_file(path) as partial:
         return write_tensors(partial, spec, lambda name: parts[name], metadata, mmap.PAGESIZE).bytes
+
+
+def _check_room(path: Path, needed: int) -> None:
+    folder = next((folder for folder in path.absolute().parents if folder.is_dir()), None)
+    free = needed if folder is None else shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(f"{path} needs {needed} bytes; free there: {free} bytes")
 
 
 def _stored(reader: RowReader, layout: RecordLayout, kept: Tensor | None) -> Iterator[Tensor]:

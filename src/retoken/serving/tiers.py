@@ -14,6 +14,7 @@ from torch import Tensor
 from retoken.data.claim import COUNTS
 from retoken.errors import ConfigError
 from retoken.plan import Frequencies
+from retoken.serving.available import available_bytes
 from retoken.serving.layout import RecordLayout
 from retoken.serving.neighbours import ALONE, Neighbours, shared_memory
 
@@ -42,12 +43,12 @@ class MemoryTier:
         """Empty records in memory that all neighbours read; the one that leads fills it.
 
         Raises:
-            ConfigError: the machine has not that much memory left.
+            ConfigError: the machine, or a group that limits this process, has not that much memory left.
         """
         needed = count * record_bytes
 
         def check() -> None:
-            free = _available_bytes()
+            free = available_bytes()
             if free is not None and needed > free:
                 raise ConfigError(
                     f"host tier needs {needed} bytes for {count} records; available: {free} bytes"
@@ -80,14 +81,6 @@ class MemoryTier:
     def gather(self, slots: Tensor) -> Tensor:
         """Records [R, record_bytes] of slots [R], on the tier's device."""
         return self.records.index_select(0, slots.to(self.records.device))
-
-
-def _available_bytes() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +164,16 @@ def assign(
         number_V: [V] the record of each token, as a pruned file has them; None: one of its own each.
 
     Raises:
-        ConfigError: it does not fit, or no counts say which tokens are frequent.
+        ConfigError: it does not fit, a tier has no room for one record, or no counts say which tokens are
+            frequent.
     """
-    above = [name for name in TIERS[: TIERS.index(tables)] if budget.get(name, 0) >= layout.record_bytes]
+    above = [name for name in TIERS[: TIERS.index(tables)] if budget.get(name, 0)]
+    for name in above:
+        if budget[name] < layout.record_bytes:
+            raise ConfigError(
+                f"budget of {name} is {budget[name]} bytes; accepted: 0, or from {layout.record_bytes} on, "
+                "the bytes of one record"
+            )
     if above and counts is None:
         raise ConfigError("counts is None; accepted with a budget for several tiers: each token's frequency")
     records = layout.vocab_size if number_V is None else int(number_V.max()) + 1
