@@ -46,6 +46,14 @@ def test_every_placement_takes_turns_and_agrees(backbone, some, tmp_path, rows):
     assert [s.tpot.median for s in summary if s.variant == cases.BASELINE] == [1.0]
 
 
+@pytest.mark.parametrize("variant", ["mort-2of4-early", "mort-2of4-delayed"])
+def test_rows_of_an_early_choice_agree_however_they_are_asked_for(backbone, some, tmp_path, variant):
+    made = _make(
+        backbone, some, tmp_path, ("device", "disk-cold", "chosen-cold", "none-cold"), variants=[variant]
+    )
+    assert len(turns.take(made, some, lambda: None)) == 2 * len(made)
+
+
 def test_passes_take_turns_unless_something_is_done_between_them(backbone, some, tmp_path):
     order = []
 

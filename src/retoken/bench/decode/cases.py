@@ -30,6 +30,8 @@ VARIANTS: dict[str, ModulatorConfig] = {
     "retoken": ReTokenConfig(),
     "mort-2of4": MoRTConfig(num_modulators=4, top_k=2),
     "mort-3of5": MoRTConfig(num_modulators=5, top_k=3),
+    "mort-2of4-early": MoRTConfig(num_modulators=4, top_k=2, router_input="block_input"),
+    "mort-2of4-delayed": MoRTConfig(num_modulators=4, top_k=2, injection_delay=1),
 }
 BASELINE = "baseline"
 
