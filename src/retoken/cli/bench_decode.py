@@ -49,7 +49,7 @@ class BenchDecode:
     data: Path
     """Token store written by `retoken prepare`; prompts are of its held-out split."""
     variants: tuple[Variant, ...] = ("retoken", "mort-2of4", "mort-3of5")
-    """Of a preset; "early": the router reads the block's input, "delayed": what it mixes lands a layer later."""
+    """Of a preset; "early": the router reads the block's input, "delayed": a mixture lands a layer later."""
     placements: tuple[Where, ...] = ("device", "host", "disk-warm", "disk-cold", "sync-host", "sync-cold")
     """"warm": the file is cached; "cold": its cache is dropped before every pass; "chosen", "none": other
     ways to prefetch; "direct": a GPU reads host memory itself; "sync": the protocol of Sec. 3.3.2, with

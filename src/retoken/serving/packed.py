@@ -255,6 +255,10 @@ class PackedFile:
         where = (self.address, ids.data_ptr(), self.layout.record_bytes)
         fused.kernels().ask(*where, mmap.PAGESIZE, 0, len(ids))
 
+    def unchecked(self, ids: Tensor) -> Tensor:
+        """Of the records numbered ids [R] those that `check` has not looked at, which it will read whole."""
+        return ids[~self._good[ids]]
+
     def check(self, ids: Tensor) -> None:
         """Look whether the records numbered ids [R] are as they were written.
 
@@ -266,7 +270,7 @@ class PackedFile:
         if (state := state_of(self._file)) != self._state:
             self._state = state
             self._good.zero_()
-        new = ids[~self._good[ids]]
+        new = self.unchecked(ids)
         if len(new):
             self._check_all(new)
             if self._state == state:  # another thread may have found the file written to meanwhile

@@ -85,7 +85,9 @@ class Shelf:
             return
         self.disk.settle()
         self.disk.count(wanted.from_file)
-        if self.prefetch != "none" and not self._chosen:
+        if self._chosen:
+            self.disk.ask(self.disk.unchecked(wanted.from_file))
+        elif self.prefetch != "none":
             self.disk.ask(wanted.from_file)
 
     def read(self, wanted: Wanted, layer: int) -> None:

@@ -265,7 +265,8 @@ def _placed_cases(
             raise ConfigError(
                 f"--placements has {placement}, and no GPU may read host memory; accepted: host"
             )
-        packed = placed.retoken.source.packed if tier == "disk" else None  # pyright: ignore
+        source: Any = placed.retoken.source  # pyright: ignore
+        packed = source.packed if tier == "disk" else None
         opened += [packed] if packed is not None else []
         cases.append(_case(variant, placement, placed, packed, opened))
     return cases
