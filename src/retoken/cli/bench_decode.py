@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from retoken.cli.options import as_json
+from retoken.cli.tables import plain_table, print_table
 from retoken.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from retoken.bench.decode.prompts import Prompt
 
 Variant = Literal["retoken", "mort-2of4", "mort-3of5", "mort-2of4-early", "mort-2of4-delayed"]
+WIDTH = 132
+"""Of tables that no terminal shows."""
 Where = Literal[
     "device",
     "host",
@@ -108,7 +111,7 @@ class BenchDecode:
         if self.json:
             print(as_json({"machine": machine, "model": self.model, **found}))
         else:
-            _show(Console(), found)
+            _show(Console() if sys.stdout.isatty() else Console(width=WIDTH), found)
             print(f"machine: {machine}")
         return 0
 
@@ -283,14 +286,14 @@ def _show(console: Console, found: dict[str, Any]) -> None:
         console.print(_bound_table(found["bound"]))
         return
     names = ("batch", "prompt", "variant", "rows", "TPOT over plain", "TTFT over plain", "TPOT ms", "TTFT ms")
-    table = Table(*names, title="medians, with their 95 % intervals", box=None)
+    table = plain_table(*names, title="medians, with their 95 % intervals", left=4)
     for row in found["decode"]:
         table.add_row(
             *(str(row["batch"]), str(row["prompt"]), row["variant"], row["placement"]),
             *(_ratio(row["tpot"]), _ratio(row["ttft"])),
             *(f"{row['tpot_ms']:.2f} ± {row['tpot_std_ms']:.2f}", f"{row['ttft_ms']:.1f}"),
         )
-    console.print(table)
+    print_table(console, table)
 
 
 def _ratio(value: dict[str, float]) -> str:
