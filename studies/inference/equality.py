@@ -51,7 +51,7 @@ def layout(model: PreTrainedModel) -> RecordLayout:
 
 @torch.inference_mode()
 def answers(model: PreTrainedModel, prompts: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Greedy tokens [N, NEW], and 64 bits of digest of the logits behind each [N, NEW]: of their very bits."""
+    """Greedy tokens [N, NEW], and a 64-bit digest of the bits of the logits behind each [N, NEW]."""
     tokens, digests = [], []
     for ids in prompts.split(batch):
         out = model.generate(
