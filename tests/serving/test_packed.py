@@ -8,8 +8,10 @@ import safetensors.torch
 import torch
 
 import retoken
+from retoken.bench.decode import records
 from retoken.errors import CheckpointError
 from retoken.serving import PackedFile
+from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import sampled
 from retoken.testing import VOCAB, token_ids
 
@@ -172,3 +174,23 @@ def test_a_record_that_is_read_again_counts_once_until_pages_go(packed):
             seen.append(file._touched)
         file.release()
     assert len(set(seen)) == 1 and seen[0] >= len(ids) * file.layout.record_bytes
+
+
+@pytest.mark.parametrize("wrong", [0, 700, 1999])
+def test_threads_that_share_a_check_tell_the_first_record_that_was_changed(tmp_path, wrong):
+    layout = RecordLayout(vocab_size=2000, layers=(0, 1), rows_per_token=4, width=64, rows="float32")
+    tokens = torch.arange(2000)
+    records.write(tmp_path / "rows", layout, tokens)
+    file = PackedFile(tmp_path / "rows")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        file.check(tokens)
+        with (tmp_path / "rows").open("r+b") as changed:
+            for token in (wrong, 1999):
+                changed.seek(file._start + token * layout.record_bytes)
+                changed.write(b"\x7f\x7f")
+        with pytest.raises(CheckpointError, match=f"the record of token {wrong} was changed"):
+            file.check(tokens)
+    finally:
+        torch.set_num_threads(before)

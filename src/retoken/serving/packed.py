@@ -21,7 +21,6 @@ from retoken.checkpoint.files import atomic_file, writing
 from retoken.checkpoint.tensorfile import Spec, write_tensors
 from retoken.errors import CheckpointError, ConfigError
 from retoken.ops import fused
-from retoken.ops.row_update.threads import divide
 from retoken.serving.layout import CHECK_SEED, RecordLayout
 from retoken.serving.pruned import NUMBERS, PRUNED_VERSION, PrunedReader, numbered, padded
 from retoken.serving.reader import FolderReader, RowReader, layout_of
@@ -29,8 +28,6 @@ from retoken.serving.reader import FolderReader, RowReader, layout_of
 FORMAT = "retoken.rows"
 FORMAT_VERSION = 1
 BLOCK_BYTES = 8 << 20
-CHECK_BYTES = 4 << 20
-"""Of records that are worth a thread's start when they are checked."""
 RESIDENT_BYTES = 256 << 20
 SAMPLED = 64
 _FAULT_AROUND = 64 << 10
@@ -277,19 +274,11 @@ class PackedFile:
                 self._good[new] = True
 
     def _check_all(self, ids: Tensor) -> None:
-        where = (self.address, ids.data_ptr(), self.layout.record_bytes, CHECK_SEED)
-
-        def some(start: int, stop: int) -> None:
-            wrong = fused.kernels().first_changed(*where, start, stop)
-            if wrong >= 0:
-                whose = self._whose(int(ids[wrong]))
-                raise CheckpointError(f"{self.path}: the record of {whose} was changed after it was written")
-
-        least = -(-CHECK_BYTES // self.layout.record_bytes)
-        if len(ids) < 2 * least:
-            some(0, len(ids))
-        else:
-            divide([(len(ids), least, some)], torch.get_num_threads())
+        room = fused.Room(ids.shape, 0, fused.Places.of(ids))
+        wrong = fused.passes().first_changed(self.address, self.layout.record_bytes, CHECK_SEED, room.address)
+        if wrong >= 0:
+            whose = self._whose(int(ids[wrong]))
+            raise CheckpointError(f"{self.path}: the record of {whose} was changed after it was written")
 
     def _whose(self, number: int) -> str:
         if self.number_V is None:

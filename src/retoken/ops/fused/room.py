@@ -15,7 +15,7 @@ from torch import Tensor
 from retoken.ops.fused.near import NOWHERE, Places
 from retoken.ops.route import Routing
 
-WORDS = 19
+WORDS = 20
 """Of a room, as `team` has them."""
 SMALL = 1 << 15
 """Numbers of a state up to which memory for all layers is made at once."""

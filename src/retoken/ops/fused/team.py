@@ -1,4 +1,4 @@
-"""`kernel`'s passes over all positions of a layer, by PyTorch's own OpenMP threads where it is worth it.
+"""`kernel`'s passes over all positions, by PyTorch's own OpenMP threads where it is worth it.
 
 Those threads wait between two operators anyway: a pass they share starts within microseconds, and each finds
 states in its own cache that it has just computed. They take chunks until none is left.
@@ -17,15 +17,15 @@ from retoken.ops.fused.memory import call_all, keep_lowest, read_index, take_num
 
 FORK, THREADS, SCRATCH = 0, 8, 16
 PARTS = 24
-"""Addresses of the parts of `gate`, `mix` and `route`."""
-SLOTS, POSITIONS = 48, 56
-CHUNK, NEXT, WORKERS, WRONG = 64, 72, 80, 88
-GIVEN = 96
+"""Addresses of the parts of `gate`, `mix`, `route` and `first_changed`."""
+SLOTS, POSITIONS = 56, 64
+CHUNK, NEXT, WORKERS, WRONG = 72, 80, 88, 96
+GIVEN = 104
 """What a kernel is given, 7 words."""
 WIDTH = 48
 """Where the block of `gate` or `mix` has the width of rows."""
 ENOUGH = 1 << 15
-"""Numbers of a state from which threads share the work."""
+"""Numbers of states from which threads share the work, and words of records."""
 CHUNKS = 4
 """That a thread takes, on average."""
 
@@ -56,6 +56,15 @@ def route(block, hidden, h_kind, logits, chosen, weights, room):
     if not _worth_it(room, positions, read_index(block + 16)):
         return kernel.route(block, hidden, h_kind, logits, chosen, weights, 0, positions)
     return _share(room, positions, 2, (block, hidden, h_kind, logits, chosen, weights, 0))
+
+
+@compiled
+def first_changed(base, stride, seed, room):
+    """`kernel.first_changed` of all positions."""
+    slots, positions = read_index(room + SLOTS), read_index(room + POSITIONS)
+    if not _worth_it(room, positions, stride // 4):
+        return kernel.first_changed(base, slots, stride, seed, 0, positions)
+    return _share(room, positions, 3, (base, stride, seed, 0, 0, 0, 0))
 
 
 @compiled
@@ -127,5 +136,17 @@ def _routes(room):
         start, stop = _chunk(room)
 
 
-ADDRESSES: tuple[int, ...] = (_gates.address, _mixes.address, _routes.address)
+@called_by_c
+def _checks(room):
+    given, slots = room + GIVEN, read_index(room + SLOTS)
+    start, stop = _chunk(room)
+    while start < stop:
+        wrong = kernel.first_changed(
+            read_index(given), slots, read_index(given + 8), read_index(given + 16), start, stop
+        )
+        keep_lowest(room + WRONG, wrong)
+        start, stop = _chunk(room)
+
+
+ADDRESSES: tuple[int, ...] = (_gates.address, _mixes.address, _routes.address, _checks.address)
 """Of the parts, as a room has them."""
