@@ -155,9 +155,9 @@ def test_states_of_another_shape_than_the_rows_are_refused():
     rows, ids = torch.ones(V, 2, 64), _ids(5)
     near, routing = fused.near_table(rows, ids), fused.Route(torch.ones(2, 64), 1)(torch.ones(5, 64))
     for shape in ((4, 64), (6, 64), (5, 32), (10, 32)):
-        with pytest.raises(ValueError, match=r"5 records for|rows of 64 numbers"):
+        with pytest.raises(ValueError, match=r"5 records for|rows of 64 numbers|states \(5, 32\)"):
             fused.Mix(near, None, 1.0, 0.0)(torch.ones(shape), routing)
-        with pytest.raises(ValueError, match=r"5 records for|rows of 64 numbers"):
+        with pytest.raises(ValueError, match=r"5 records for|rows of 64 numbers|states \(5, 32\)"):
             fused.Gate(fused.near_table(rows[:, 0].contiguous(), ids), None, 1.0, 0.0)(torch.ones(shape))
 
 
@@ -287,9 +287,7 @@ def test_states_that_are_not_contiguous_are_read_right():
 
 
 def test_states_of_another_width_than_the_router_are_refused():
-    with pytest.raises(
-        ValueError, match=r"states \(3, 65\) with a router of 64 numbers; accepted in this pass: \(3, 64\)"
-    ):
+    with pytest.raises(ValueError, match=r"states \(3, 65\); accepted in this pass: \(3, 64\)"):
         fused.Route(torch.ones(2, 64), 1)(torch.ones(3, 65))
 
 

@@ -14,8 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from retoken.ops.fused.near import KINDS, SIZES, Near, Places, kind_of
+from retoken.ops.fused.near import KINDS, SIZES, Near, Places
 from retoken.ops.fused.room import Room, Routed, Unserved
+
+NONE = -1
+"""What a kernel answers where no position lacks a row."""
 
 
 class _OnRows:
@@ -35,14 +38,15 @@ class _OnRows:
         near = self.near
         return Room(increment.shape[:-1], self.width, Places.of(near.slots), heads=near.heads)
 
-    def _kind(self, increment: Tensor, room: Room) -> int:
-        """The type of states that the rows are for: a kernel would read and write beyond others' ends."""
-        if increment.shape != room.states or self._records != room.records:
-            raise Unserved(
-                f"increments {tuple(increment.shape)} with rows of {self._records[0]} numbers, "
-                f"{self._records[1]} a position; accepted in this pass: {room.states}, rows of {room.records}"
-            )
-        return _served_kind(increment)
+    def _refusal(self, wrong: int, room: Room) -> Exception:
+        """What a kernel's answer means."""
+        if wrong >= 0:
+            return IndexError(f"token id at position {wrong} has no row")
+        width, heads = self._records
+        return Unserved(
+            f"rows of {width} numbers, {heads} a position; accepted in this pass: {room.records[0]} numbers, "
+            f"{room.records[1]} a position"
+        )
 
 
 class Gate(_OnRows):
@@ -72,12 +76,11 @@ class Gate(_OnRows):
             Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
         room = room or self._own(increment)
-        kind = self._kind(increment, room)
-        increment = increment.contiguous()
+        kind, increment = room.admit(increment), increment.contiguous()
         out, at = room.result(increment, kind)
         wrong = self._kernel(self._address, increment.data_ptr(), kind, at, room.address)
-        if wrong >= 0:
-            raise _no_row(wrong)
+        if wrong != NONE:
+            raise self._refusal(wrong, room)
         return out
 
 
@@ -109,15 +112,14 @@ class Mix(_OnRows):
             Unserved: the increments are not [..., D] for as many positions as there are rows.
         """
         room = room or self._own(increment)
-        kind = self._kind(increment, room)
+        kind, increment = room.admit(increment), increment.contiguous()
         if routed.shape != room.shape:
             raise Unserved(f"a choice for positions {routed.shape}; accepted in this pass: {room.shape}")
-        increment = increment.contiguous()
         out, at = room.result(increment, kind)
         choice = (routed.chosen, routed.weights, routed.top_k)
         wrong = self._kernel(self._address, *choice, increment.data_ptr(), kind, at, room.address)
-        if wrong >= 0:
-            raise _no_row(wrong)
+        if wrong != NONE:
+            raise self._refusal(wrong, room)
         return out
 
 
@@ -150,24 +152,12 @@ class Route:
             Unserved: the states have another width than the router, or are not the pass's.
         """
         room = room or Room(hidden.shape[:-1], self.width)
-        if hidden.shape != room.states or self.width != room.width:
-            raise Unserved(
-                f"states {tuple(hidden.shape)} with a router of {self.width} numbers; accepted in this "
-                f"pass: {room.states}"
-            )
-        kind, hidden = _served_kind(hidden), hidden.contiguous()
+        kind, hidden = room.admit(hidden), hidden.contiguous()
         routed = room.routed(self.experts, self._top_k)
         where = (hidden.data_ptr(), kind, routed.logits, routed.chosen, routed.weights)
-        self._kernel(self._address, *where, room.address)
+        if self._kernel(self._address, *where, room.address) != NONE:
+            raise Unserved(f"a router of {self.width} numbers; accepted in this pass: {room.width}")
         return routed
-
-
-def _served_kind(states: Tensor) -> int:
-    kind = kind_of(states)
-    if kind is None:
-        accepted = "plain float32 or bfloat16 on a CPU"
-        raise Unserved(f"{type(states).__name__} of {states.dtype} on {states.device}; accepted: {accepted}")
-    return kind
 
 
 def _block(near: Near, width: int, scale: Tensor | None, gain: float, eps: float) -> array[int]:
@@ -202,7 +192,3 @@ def passes() -> Any:
     from retoken.ops.fused import team
 
     return team
-
-
-def _no_row(position: int) -> IndexError:
-    return IndexError(f"token id at position {position} has no row")

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retoken.ops.fused.near import NOWHERE, Places
+from retoken.ops.fused.near import NOWHERE, PLAIN, Places, kind_of
 from retoken.ops.route import Routing
 
-WORDS = 20
+WORDS = 22
 """Of a room, as `team` has them."""
 SMALL = 1 << 15
-"""Numbers of a state up to which memory for all layers is made at once."""
+"""Numbers of states up to which memory for all layers is made at once."""
 ALIGNED = 64
 """Bytes: PyTorch's tensors start at multiples of that on a CPU, and compiled graphs may count on it."""
 
@@ -51,7 +51,7 @@ class Room:
     """Of one forward pass; those that run at the same time have a room each."""
 
     __slots__ = (
-        *("_block", "_kind", "_layers", "_left", "_routed", "_scratch"),
+        *("_alone", "_block", "_dtype", "_kind", "_layers", "_left", "_left_kind", "_routed", "_scratch"),
         *("address", "places", "records", "shape", "states", "width"),
     )
 
@@ -81,7 +81,8 @@ class Room:
                 f"{places.count} records for positions {self.shape}; accepted: {positions * heads}"
             )
         self._layers = layers
-        self._kind = -1
+        self._dtype: torch.dtype | None = None
+        self._kind, self._left_kind, self._alone = -1, -1, False
         self._left: list[tuple[Tensor, int]] = []
         self._routed: list[Routed] = []
         self._scratch = torch.empty(threads * width)
@@ -89,17 +90,40 @@ class Room:
             *(fork, threads if fork else 1, self._scratch.data_ptr(), *parts),
             *(places.address, positions),
         )
-        self._block = array("q", (*where, *[0] * (WORDS - len(where))))
+        self._block = array("q", (*where, *[0] * (WORDS - 2 - len(where)), *self.records))
         self.address = self._block.buffer_info()[0]
 
+    def admit(self, states: Tensor) -> int:
+        """The kind of states of this pass: of others a kernel would read and write beyond the ends.
+
+        Raises:
+            Unserved: they have another shape, or are not plain tensors of a kind that kernels take, on a CPU.
+        """
+        known = states.dtype is self._dtype and type(states) in PLAIN and states.is_cpu
+        return self._kind if known and states.shape == self.states else self._first(states)
+
+    def _first(self, states: Tensor) -> int:
+        """Of a type that the pass has not had right before."""
+        if states.shape != self.states:
+            raise Unserved(f"states {tuple(states.shape)}; accepted in this pass: {self.states}")
+        kind = kind_of(states)
+        if kind is None:
+            accepted = "plain float32 or bfloat16 on a CPU"
+            raise Unserved(
+                f"{type(states).__name__} of {states.dtype} on {states.device}; accepted: {accepted}"
+            )
+        self._dtype, self._kind = states.dtype, kind
+        self._alone = states.numel() > SMALL or states.nbytes % ALIGNED > 0
+        return kind
+
     def result(self, like: Tensor, kind: int) -> tuple[Tensor, int]:
-        """Memory for what one layer gives, like states of a kind (KINDS), and its address."""
-        if self._left and kind == self._kind:
+        """Memory for what one layer gives, like states that have just been admitted, and its address."""
+        if self._left and kind == self._left_kind:
             return self._left.pop()
-        if like.numel() > SMALL or like.nbytes % ALIGNED:
+        if self._alone:
             alone = torch.empty_like(like)
             return alone, alone.data_ptr()
-        self._kind, self._left = kind, _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
+        self._left_kind, self._left = kind, _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
         return self._left.pop()
 
     def routed(self, experts: int, top_k: int) -> Routed:

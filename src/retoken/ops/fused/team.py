@@ -22,8 +22,12 @@ SLOTS, POSITIONS = 56, 64
 CHUNK, NEXT, WORKERS, WRONG = 72, 80, 88, 96
 GIVEN = 104
 """What a kernel is given, 7 words."""
-WIDTH = 48
-"""Where the block of `gate` or `mix` has the width of rows."""
+NUMBERS, RECORDS = 160, 168
+"""How many numbers a row has in this pass, and how many records a position."""
+WIDTH, HEADS = 48, 80
+"""Where the block of `gate` or `mix` has them."""
+OTHERS = -2
+"""The answer where a block is of other rows than the pass."""
 ENOUGH = 1 << 15
 """Numbers of states from which threads share the work, and words of records."""
 CHUNKS = 4
@@ -34,6 +38,8 @@ CHUNKS = 4
 def gate(block, increment, x_kind, out, room):
     """`kernel.gate` of all positions."""
     slots, positions = read_index(room + SLOTS), read_index(room + POSITIONS)
+    if _is_of_others(block, room):
+        return OTHERS
     if not _worth_it(room, positions, read_index(block + WIDTH)):
         return kernel.gate(block, slots, increment, x_kind, out, 0, positions)
     return _share(room, positions, 0, (block, increment, x_kind, out, 0, 0, 0))
@@ -43,6 +49,8 @@ def gate(block, increment, x_kind, out, room):
 def mix(block, chosen, weights, top_k, increment, x_kind, out, room):
     """`kernel.mix` of all positions."""
     slots, positions = read_index(room + SLOTS), read_index(room + POSITIONS)
+    if _is_of_others(block, room):
+        return OTHERS
     if not _worth_it(room, positions, read_index(block + WIDTH)):
         mixed = read_index(room + SCRATCH)
         return kernel.mix(block, slots, chosen, weights, top_k, increment, x_kind, out, mixed, 0, positions)
@@ -53,6 +61,8 @@ def mix(block, chosen, weights, top_k, increment, x_kind, out, room):
 def route(block, hidden, h_kind, logits, chosen, weights, room):
     """`kernel.route` of all positions."""
     positions = read_index(room + POSITIONS)
+    if read_index(block + 16) != read_index(room + NUMBERS):
+        return OTHERS
     if not _worth_it(room, positions, read_index(block + 16)):
         return kernel.route(block, hidden, h_kind, logits, chosen, weights, 0, positions)
     return _share(room, positions, 2, (block, hidden, h_kind, logits, chosen, weights, 0))
@@ -65,6 +75,12 @@ def first_changed(base, stride, seed, room):
     if not _worth_it(room, positions, stride // 4):
         return kernel.first_changed(base, slots, stride, seed, 0, positions)
     return _share(room, positions, 3, (base, stride, seed, 0, 0, 0, 0))
+
+
+@compiled
+def _is_of_others(block, room):
+    other = read_index(block + WIDTH) != read_index(room + NUMBERS)
+    return other or read_index(block + HEADS) != read_index(room + RECORDS)
 
 
 @compiled
