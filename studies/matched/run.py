@@ -7,8 +7,8 @@
     python studies/matched/run.py train --stores STORES --work WORK --jobs 2
 
 `tune` gives every variant the same small budget: four rates of its tables, at the smaller size, on a seed of
-its own. `time` has steps of ReToken, MoRT and the recipe beside the baseline's, in turns, on a machine that
-does nothing else; `longer` trains as much longer as ReToken or MoRT takes, and `wider`, a backbone of the
+its own. `time` has steps of every variant beside the baseline's, in turns, on a machine that does nothing
+else; `longer` trains as much longer as ReToken or MoRT takes, and `wider`, a backbone of the
 next width, as long as MoRT does. `train` takes the best rates to both sizes and three seeds. Runs that
 tune.csv, times.csv or runs.csv has are not made again; all are written after every run. summary.py makes the
 tables of README.md.
@@ -54,9 +54,9 @@ LR, LR_WIDTH, TOKENS = 8e-3, 64, 800 * 16 * 128
 NO_TABLES = ("baseline", "wide", "longer", "wider")
 LONGER = {1: "retoken", 5: "mort"}
 """Whose time `longer` and `wider` have, by size."""
-TIMED = (*LONGER.items(), (5, "additive_both"), (5, "wider"))
+TIMED = (*((size, name) for size, names in STORED.items() for name in names), (5, "wider"))
 """Sizes and variants whose steps are timed."""
-STEPS, REPEATS = 30, 21
+STEPS, REPEATS = 10, 21
 """Of a turn, and turns."""
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "stored_params")
 MEASURED += ("flops_per_token", "tokens_per_second", "train_seconds")
@@ -164,10 +164,9 @@ def time_steps(tuned: list[Row], stores: Path, work: Path, repeats: int) -> None
         for key in missing:
             rate = 0.0 if key["variant"] in NO_TABLES else best[key["size"], key["variant"]][1]
             trial = replace(plain, size=key["size"], variant=key["variant"], rate=rate)
-            configs[key["variant"]] = config_of(trial, stores, work)
+            configs[trial.name] = config_of(trial, stores, work)
         spreads = steps_over(configs, "baseline", steps=STEPS, repeats=repeats)
-        for key in missing:
-            spread = spreads[key["variant"]]
+        for key, spread in zip(missing, spreads.values(), strict=True):
             found = {"slower": spread.median, "slower_low": spread.low, "slower_high": spread.high}
             ledger.add(key | found, None)
             print(*key.values(), *(f"{value:.3f}" for value in found.values()), flush=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from run import RUNS, SIZES, TUNED, best_rates, ledger_of
+from run import RUNS, SIZES, TUNED, best_rates, ledger_of, times
 
 from retoken.compare.verdict import plus_minus, title
 from retoken.study.ledger import Row
@@ -39,7 +39,15 @@ def mean(rows: dict[int, Row], name: str) -> float:
     return sum(float(row[name]) for row in rows.values()) / len(rows)
 
 
-def line(key: tuple[str, int, str], runs: Runs) -> str:
+def step_times() -> dict[tuple[str, int, str], str]:
+    """What a step takes over the baseline's, where it was timed."""
+    return {
+        (row["preset"], int(row["size"]), row["variant"]): f"{float(row['slower']):.2f}"
+        for row in times().rows
+    }
+
+
+def line(key: tuple[str, int, str], runs: Runs, steps: dict[tuple[str, int, str], str]) -> str:
     """One row of the table."""
     preset, size, variant = key
     ours, base = runs[key], runs[preset, 0, "baseline"]
@@ -48,7 +56,7 @@ def line(key: tuple[str, int, str], runs: Runs) -> str:
     cells = [
         *(preset, f"{size}x" if size else "-", title(variant), losses),
         "-" if variant == "baseline" else plus_minus(paired(ours, base)),
-        *(f"{stored / 1e6:.2f}M", f"{flops:.2f}"),
+        *(f"{stored / 1e6:.2f}M", f"{flops:.2f}", steps.get(key, "-")),
     ]
     return "| " + " | ".join(cells) + " |"
 
@@ -78,10 +86,11 @@ def main() -> None:
     runs = read()
     if not runs:
         return
-    heads = "backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs"
-    print(f"\n| {heads} |\n|{'---|' * 7}")
+    heads = "backbone | tables | variant | held-out loss, seeds | to the baseline | stored | FLOPs | step"
+    print(f"\n| {heads} |\n|{'---|' * 8}")
+    steps = step_times()
     for key in sorted(runs, key=lambda key: (key[0], key[1], mean(runs[key], "val_loss"))):
-        print(line(key, runs))
+        print(line(key, runs, steps))
     heads = " | ".join(f"to {title(name)}, {size}x" for size, name in BARS)
     print("\n".join([f"\n| backbone | variant, 5x | {heads} |", "|---|---|---|---|---|", *against(runs)]))
 

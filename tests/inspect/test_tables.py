@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from retoken.eval.groups import Grouping
 from retoken.inspect.neighbours import nearest
 from retoken.inspect.routing import effective_number, loads
 from retoken.inspect.tables import bands_of, scale_of, strengths
@@ -96,6 +97,29 @@ def test_loads_are_counted_as_the_naive_router_chooses(build, name):
                 else shares == pytest.approx((wanted / wanted.sum()).tolist())
             )
     assert loads(build("retoken"), bands) == {}
+
+
+def test_parts_of_the_vocabulary_are_told_apart_by_what_is_read(build):
+    subject = build("mort")
+    parts = Grouping(kind="part", labels=("even", "odd", "none"), assign=lambda windows: windows[:, 1:] % 2)
+    counts = {layer: torch.zeros(2, 4) for layer in subject.modulators}
+    for window in subject.looked_NW:
+        with torch.no_grad():
+            subject.model(input_ids=window[None, :-1])
+        for layer, routing in subject.model.retoken.routings.items():
+            for token, ids in zip(window[1:-1].tolist(), routing.chosen_TK.reshape(-1, 2)[1:], strict=True):
+                counts[layer][token % 2, ids] += 1
+    bands = bands_of(None, VOCAB)
+    for layer, found in loads(subject, bands, parts).items():
+        assert list(found.by_part) == ["even", "odd"]
+        for part, count in zip(found.by_part.values(), counts[layer], strict=True):
+            shares = count / count.sum()
+            assert part.positions == count.sum() / 2
+            assert part.shares == pytest.approx(shares.tolist())
+            assert part.effective == pytest.approx(effective_number(shares).item())
+            apart = sum(abs(a - b) for a, b in zip(part.shares, found.shares, strict=True)) / 2
+            assert part.apart == pytest.approx(apart)
+    assert all(not found.by_part for found in loads(subject, bands).values())
 
 
 def test_the_nearest_are_by_the_cosine_of_all_layers(build, kind):

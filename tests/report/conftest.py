@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from retoken.compare.folder import CompareFolder, RunKey
 from retoken.inspect.inspection import Band, Inspection, Measured, Near, Pruning, Row, Training
-from retoken.inspect.routing import LayerLoad
+from retoken.inspect.routing import LayerLoad, PartLoad
 from retoken.inspect.tables import Scale, Strength
 
 VOCAB = 600
@@ -182,6 +182,10 @@ def _measured(variant: str, layers: int, bands: int) -> Measured:
         shares=(0.4, 0.3, 0.2, 0.1), effective=3.6, weighing=1.9,
         by_band=((0.4, 0.3, 0.2, 0.1),) * (bands - 1) + (None,),
         effective_by_band=(3.6,) * (bands - 1) + (None,),
+        by_part={
+            name: PartLoad(positions=9, shares=(0.1, 0.2, 0.3, 0.4), effective=3.6, apart=apart)
+            for name, apart in (("word", 0.02), ("digits", 0.4))
+        },
     )  # fmt: skip
     rows = tuple(
         Row(token=f"<i{i}>", count=9 - i, first=0.1 * i - 0.2, path=1.0 + i, real=1.5 * i) for i in range(6)

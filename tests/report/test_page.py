@@ -114,6 +114,7 @@ def test_an_inspection_shows_what_was_found_and_no_more(invented_look: Look) -> 
     assert "Rank correlation 0.21 to first order, 0.93 along the path" in mort
     assert "the rows of 31 tokens (5.2 %) may go" in mort and "17 of 600 tokens" in mort
     assert 'id="load"' in mort and "without 1/√(2N)" in mort
+    assert "routed apart, by layer: between 0.02 and 0.4" in mort and "routed apart" not in retoken
     assert 'id="load"' not in retoken and 'id="matter"' in retoken
     assert 'id="matter"' not in bare and 'id="near"' in bare and "no loss was measured" in bare
     assert "&lt;i0&gt;" in mort and "<i0>" not in mort  # a token's text is not markup

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from retoken.inspect import Inspection
     from retoken.inspect.inspection import Measured
+    from retoken.inspect.routing import PartLoad
 
 
 def lines_of(found: Inspection) -> list[str]:
@@ -44,6 +46,19 @@ def _by_layer(found: Inspection) -> list[str]:
     return lines
 
 
+def _by_part(measured: Measured) -> list[str]:
+    """How each part of the vocabulary is routed, means over layers."""
+    found: dict[str, list[PartLoad]] = {}
+    for load in measured.loads.values():
+        for label, part in load.by_part.items():
+            found.setdefault(label, []).append(part)
+    return [
+        f"  choices, {label:>12} ({each[0].positions:,} positions): {fmean(x.effective for x in each):.2f} "
+        f"effective, {fmean(x.apart for x in each):.2f} apart from all"
+        for label, each in found.items()
+    ]
+
+
 def _measured(found: Inspection, measured: Measured) -> list[str]:
     lines = [
         f"  held-out loss   {measured.loss:.4f} nats per token on {measured.measured_tokens:,} tokens of "
@@ -52,6 +67,7 @@ def _measured(found: Inspection, measured: Measured) -> list[str]:
     for band, increase in zip(found.bands, measured.without_band, strict=True):
         share = "" if band.share is None else f", {100 * band.share:.1f} % of the text"
         lines.append(f"  without ranks {band.label:>14} ({band.tokens:,} tokens{share}): {increase:+.4f}")
+    lines += _by_part(measured)
     lines.append(
         f"  estimates, {len(measured.checked)} tokens really zeroed: rank correlation "
         f"{measured.first_rank:.2f} to first order, {measured.path_rank:.2f} along the path"

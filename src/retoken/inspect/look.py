@@ -13,9 +13,11 @@ from torch import Tensor
 
 from retoken.attach import decoder_layers
 from retoken.config import MoRTConfig
-from retoken.data.tokenizer import visible
+from retoken.data.tokenizer import token_texts, visible
 from retoken.errors import ConfigError
+from retoken.eval.groups import Grouping
 from retoken.eval.loading import Loaded
+from retoken.eval.parts import part_grouping
 from retoken.inspect import check, importance, pruning, tables
 from retoken.inspect.inspection import Band, Inspection, Measured, Near, Pruning, Row, Training
 from retoken.inspect.neighbours import nearest
@@ -153,7 +155,7 @@ def measure(
         without_layer=without_layer,
         without_band=tuple(without_band),
         hidden_std=_hidden_std(subject),
-        loads=loads(subject, bands),
+        loads=loads(subject, bands, _parts(loaded, subject)),
         first_total=found.first_V.sum().item() / found.count_V.sum().item(),
         path_total=found.path_V.sum().item() / found.count_V.sum().item(),
         checked=_rows(loaded, found, checked.ids_R, checked.real_R),
@@ -162,6 +164,12 @@ def measure(
         worth_most=_rows(loaded, found, _worth_most(found)),
         pruning=_pruning(subject, found, before, look.bars),
     )
+
+
+def _parts(loaded: Loaded, subject: Subject) -> Grouping | None:
+    """Parts of the vocabulary; None where no tokenizer tells."""
+    backend: Any = getattr(loaded.tokenizer, "backend_tokenizer", None)
+    return None if backend is None else part_grouping(token_texts(backend, subject.vocab_size))
 
 
 def _rows(

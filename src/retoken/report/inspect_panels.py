@@ -78,8 +78,26 @@ def effective_grid(found: Inspection, measured: Measured) -> Panel:
     return _grid(found, "effective", "Effective number of modulators, by layer and frequency", values)
 
 
-def _grid(found: Inspection, name: str, title: str, values: Sequence[Sequence[float]]) -> Panel:
-    layers, bands, table = list(found.strengths), [band.label for band in found.bands], np.array(values)
+def part_grid(found: Inspection, measured: Measured) -> Panel | None:
+    """MoRT: by layer and part of the vocabulary, how far its choices are from the layer's; None: not told."""
+    parts = list(dict.fromkeys(label for load in measured.loads.values() for label in load.by_part))
+    if not parts:
+        return None
+    values = [[load.by_part[label].apart for label in parts] for load in measured.loads.values()]
+    title = "How far a part of the vocabulary is routed apart, by layer"
+    return _grid(found, "parts", title, values, parts, "part of the vocabulary")
+
+
+def _grid(
+    found: Inspection,
+    name: str,
+    title: str,
+    values: Sequence[Sequence[float]],
+    columns: Sequence[str] | None = None,
+    axis: str = "frequency rank",
+) -> Panel:
+    layers, table = list(found.strengths), np.array(values)
+    bands = [band.label for band in found.bands] if columns is None else columns
     low, high = float(np.nanmin(table)), float(np.nanmax(table))
 
     def draw(axes: Axes) -> None:
@@ -97,7 +115,7 @@ def _grid(found: Inspection, name: str, title: str, values: Sequence[Sequence[fl
         axes.set_xticks(range(len(bands)), bands, rotation=28, ha="right", rotation_mode="anchor")
         axes.grid(visible=False)
         axes.set_ylabel("layer")
-        axes.set_xlabel("frequency rank" if len(bands) > 1 else "")
+        axes.set_xlabel(axis if len(bands) > 1 else "")
         assert axes.figure is not None
         bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02, aspect=26)
         bar.outline.set_visible(False)

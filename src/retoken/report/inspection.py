@@ -53,7 +53,7 @@ def render(found: Inspection, run: Path | None, command: str) -> str:
             "std": None if measured is None else panels.std_lines(measured.hidden_std),
             "std_key": _std_key(measured),
             "load": _load(found),
-            "effective": _effective(found),
+            "choices": _choices(found),
             "caveats": _caveats(found),
             "command": command,
         },
@@ -105,9 +105,13 @@ def _load(found: Inspection) -> Load | None:
     return Load(name=found.variant, layers=tuple(measured.loads), shares=shares)
 
 
-def _effective(found: Inspection) -> Panel | None:
+def _choices(found: Inspection) -> list[Panel]:
+    """Which tokens choose otherwise than others."""
     measured = found.measured
-    return panels.effective_grid(found, measured) if measured is not None and measured.loads else None
+    if measured is None or not measured.loads:
+        return []
+    drawn = [panels.effective_grid(found, measured), panels.part_grid(found, measured)]
+    return [panel for panel in drawn if panel is not None]
 
 
 def _caveats(found: Inspection) -> list[str]:
