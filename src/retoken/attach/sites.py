@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from retoken.errors import AttachError
@@ -23,7 +23,7 @@ class LayerSite:
     """
 
     def __init__(self, layer: int, delayed: bool) -> None:
-        self.layer, self.name, self.delayed = layer, str(layer), delayed
+        self.layer, self.delayed = layer, delayed
         self.on_entry: list[Any] = []
         """Called with the layer and its arguments before it runs."""
         self.forget()
@@ -35,10 +35,11 @@ class LayerSite:
         self.residual: Landing | None = None
         self.routing: Routing | None = None
 
-    def begin(self, modulators: Mapping[str, Any]) -> None:
+    def begin(self, modulators: nn.ModuleDict) -> None:
         """A pass starts. Modulators are looked up anew: an adapter may have put trainable copies there."""
         self.forget()
-        self.modulator = modulators.get(self.name)
+        if str(self.layer) in modulators:
+            self.modulator = modulators[str(self.layer)]  # pyright: ignore
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has not run yet, and a pass's tensors cannot be copied."""
@@ -53,7 +54,7 @@ class LayerSite:
             AttachError: the layer runs outside of its model, or on other positions than its pass.
         """
         context = self.context
-        if context is not None and not is_dynamo_compiling():
+        if context is not None and not torch.compiler.is_dynamo_compiling():
             ready = context.ready.layers.get(self.layer)
             if ready is not None:
                 try:

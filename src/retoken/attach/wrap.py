@@ -104,9 +104,8 @@ class StartForward:
         stack: Any = self.model.retoken
         before = tokens_before(given, stack.index) if stack.index else None
         index = stack.begin(ids, _mask_of_last(mask, ids), before)
-        modulators = stack.layers._modules
         for site in self.sites:
-            site.begin(modulators)
+            site.begin(stack.layers)
         fetch = stack.fetch(index)
         context = ForwardContext(ids, fetch, stack.ready(index, fetch), index, stack.mask)
         return args, kwargs | {KEYWORD: context}

@@ -93,8 +93,13 @@ def _training(moved: Touched) -> Training:
 
 def text_of(loaded: Loaded, token: int) -> str:
     """A token as people read it; its number where there is no tokenizer."""
-    backend: Any = getattr(loaded.tokenizer, "backend_tokenizer", None)
+    backend = _backend(loaded)
     return f"id {token}" if backend is None else visible(backend, token)
+
+
+def _backend(loaded: Loaded) -> Any:
+    """The tokenizer that knows what ids stand for; None: there is none."""
+    return getattr(loaded.tokenizer, "backend_tokenizer", None)
 
 
 def _asked(loaded: Loaded, texts: Sequence[str], count_V: Tensor | None) -> Tensor:
@@ -167,9 +172,11 @@ def measure(
 
 
 def _parts(loaded: Loaded, subject: Subject) -> Grouping | None:
-    """Parts of the vocabulary; None where no tokenizer tells."""
-    backend: Any = getattr(loaded.tokenizer, "backend_tokenizer", None)
-    return None if backend is None else part_grouping(token_texts(backend, subject.vocab_size))
+    """Parts of the vocabulary; None where nothing is routed, or no tokenizer tells."""
+    backend = _backend(loaded)
+    if backend is None or not isinstance(subject.config, MoRTConfig):
+        return None
+    return part_grouping(token_texts(backend, subject.vocab_size))
 
 
 def _rows(

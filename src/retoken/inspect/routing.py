@@ -68,9 +68,10 @@ def loads(
         return {}
     tallies = {layer: _Tally(subject.vocab_size, config, parts) for layer in subject.modulators}
     for ids, _ in subject.passes(subject.looked_NW):
-        part = None if parts is None else parts.assign(ids.cpu())
+        ids = ids.cpu()
+        part = None if parts is None else parts.assign(ids)
         for layer, routing in (subject.model.retoken.routings or {}).items():  # pyright: ignore
-            tallies[layer].add(ids.cpu(), part, routing)
+            tallies[layer].add(ids, part, routing)
     return {layer: tally.load(bands) for layer, tally in tallies.items()}
 
 

@@ -24,12 +24,11 @@ NONE = -1
 class _OnRows:
     """A kernel that takes increments, and what it needs besides."""
 
-    __slots__ = ("_address", "_block", "_keep", "_kernel", "_records", "near", "width")
+    __slots__ = ("_address", "_block", "_keep", "_kernel", "near", "width")
 
     def __init__(self, near: Near, scale: Tensor | None, gain: float, eps: float, kernel: Any) -> None:
         self.near, self._keep, self._kernel = near, scale, kernel
         self.width = near.row_bytes // SIZES[near.kind]
-        self._records = (self.width, near.heads)
         self._block = _block(near, self.width, scale, gain, eps)
         self._address = self._block.buffer_info()[0]
 
@@ -42,10 +41,10 @@ class _OnRows:
         """What a kernel's answer means."""
         if wrong >= 0:
             return IndexError(f"token id at position {wrong} has no row")
-        width, heads = self._records
+        width, heads = room.records
         return Unserved(
-            f"rows of {width} numbers, {heads} a position; accepted in this pass: {room.records[0]} numbers, "
-            f"{room.records[1]} a position"
+            f"rows of {self.width} numbers, {self.near.heads} a position; accepted in this pass: {width} "
+            f"numbers, {heads} a position"
         )
 
 
@@ -77,7 +76,7 @@ class Gate(_OnRows):
         """
         room = room or self._own(increment)
         kind, increment = room.admit(increment), increment.contiguous()
-        out, at = room.result(increment, kind)
+        out, at = room.result(increment)
         wrong = self._kernel(self._address, increment.data_ptr(), kind, at, room.address)
         if wrong != NONE:
             raise self._refusal(wrong, room)
@@ -115,7 +114,7 @@ class Mix(_OnRows):
         kind, increment = room.admit(increment), increment.contiguous()
         if routed.shape != room.shape:
             raise Unserved(f"a choice for positions {routed.shape}; accepted in this pass: {room.shape}")
-        out, at = room.result(increment, kind)
+        out, at = room.result(increment)
         choice = (routed.chosen, routed.weights, routed.top_k)
         wrong = self._kernel(self._address, *choice, increment.data_ptr(), kind, at, room.address)
         if wrong != NONE:

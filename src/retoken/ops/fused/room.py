@@ -116,14 +116,15 @@ class Room:
         self._alone = states.numel() > SMALL or states.nbytes % ALIGNED > 0
         return kind
 
-    def result(self, like: Tensor, kind: int) -> tuple[Tensor, int]:
+    def result(self, like: Tensor) -> tuple[Tensor, int]:
         """Memory for what one layer gives, like states that have just been admitted, and its address."""
-        if self._left and kind == self._left_kind:
+        if self._left and self._left_kind == self._kind:
             return self._left.pop()
         if self._alone:
             alone = torch.empty_like(like)
             return alone, alone.data_ptr()
-        self._left_kind, self._left = kind, _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
+        self._left_kind = self._kind
+        self._left = _each(torch.empty((self._layers, *like.shape), dtype=like.dtype))
         return self._left.pop()
 
     def routed(self, experts: int, top_k: int) -> Routed:

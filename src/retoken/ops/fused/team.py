@@ -24,8 +24,8 @@ GIVEN = 104
 """What a kernel is given, 7 words."""
 NUMBERS, RECORDS = 160, 168
 """How many numbers a row has in this pass, and how many records a position."""
-WIDTH, HEADS = 48, 80
-"""Where the block of `gate` or `mix` has them."""
+WIDTH = 48
+"""Where the block of `gate` or `mix` has the width of rows."""
 OTHERS = -2
 """The answer where a block is of other rows than the pass."""
 ENOUGH = 1 << 15
@@ -80,7 +80,7 @@ def first_changed(base, stride, seed, room):
 @compiled
 def _is_of_others(block, room):
     other = read_index(block + WIDTH) != read_index(room + NUMBERS)
-    return other or read_index(block + HEADS) != read_index(room + RECORDS)
+    return other or read_index(block + kernel.HEADS) != read_index(room + RECORDS)
 
 
 @compiled
