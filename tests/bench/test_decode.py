@@ -12,7 +12,7 @@ import retoken
 from retoken.bench.decode import cases, prompts, records, turns
 from retoken.bench.decode.bound import serve_within
 from retoken.bench.decode.cap import ROOT
-from retoken.bench.decode.passes import EagerPasses, repeatable
+from retoken.bench.decode.passes import CompiledPasses, EagerPasses, repeatable
 from retoken.cli.main import main
 from retoken.errors import ConfigError, TrainingError
 from retoken.serving.packed import PackedFile
@@ -75,6 +75,22 @@ def test_passes_take_turns_unless_something_is_done_between_them(backbone, some,
         assert (len(set(models[:4])) == 1) is not abreast
         counts = {id(model): sum(width for other, width in order if other is model) for model in models}
         assert set(counts.values()) == {5 + 3}
+
+
+@pytest.mark.parametrize(("variant", "rows"), [("retoken", "float32"), ("mort-3of5", "int8")])
+def test_compiled_passes_read_rows_in_memory_in_one_graph(backbone, some, tmp_path, variant, rows):
+    called = _make(backbone, some, tmp_path, ("host",), rows=rows, variants=(variant,))[1]
+    compiled = replace(called, passes=CompiledPasses)
+    found, wanted = (turns.run(case, case.passes_over(some[1]), some[1])[2] for case in (compiled, called))
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_rows_in_memory_take_what_is_written_and_no_more(backbone):
+    layout = cases.layout_for(backbone, cases.VARIANTS["mort-3of5"], "float32")
+    huge = replace(layout, vocab_size=1 << 28)
+    assert records.memory(huge, 2, "host").shape == (1 << 28, layout.record_bytes)
+    with pytest.raises(ConfigError, match=r"device tier needs .* for 268435456 records; available"):
+        records.memory(huge, 1 << 28, "device")
 
 
 def test_whole_tables_and_their_placements_agree(backbone, some, tmp_path):
@@ -245,6 +261,10 @@ def test_options_are_checked(tiny_store, capsys):
     [
         (["--kernels", "triton"], "--kernels is triton on a CPU; accepted: eager"),
         (["--passes", "graph"], "--passes is graph on a CPU; accepted: eager"),
+        (
+            ["--passes", "compiled"],
+            "--placements has disk-warm; accepted with --passes compiled: device, host",
+        ),
         (["--device", "cuda"], "--device is cuda, and PyTorch finds no GPU; accepted: cpu"),
         (["--placements", "host-direct"], "--placements has host-direct"),
     ],

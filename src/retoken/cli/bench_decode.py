@@ -75,8 +75,9 @@ class BenchDecode:
     """Where the model computes. On a GPU a preset gets whole tables, which are timed resident, too."""
     kernels: Literal["eager", "triton"] = "eager"
     """What modulators on a GPU compute with."""
-    passes: Literal["eager", "graph"] = "eager"
-    """How a GPU decodes: by calls of the model, or by replays of a CUDA graph of one."""
+    passes: Literal["eager", "compiled", "graph"] = "eager"
+    """By calls of the model; by calls of what `torch.compile` makes of it, on a CPU with rows in memory; or a
+    further token by replays of a CUDA graph of a call, on a GPU."""
     cap: bool = False
     """Run under a memory limit that leaves a quarter of the records in use for cached pages (cgroup v1);
     of one variant in one placement, whose file is neither read before nor dropped."""
@@ -146,11 +147,10 @@ class BenchDecode:
         cases = self._of_preset(prompts, folder) if self.model in presets.names() else self._trained(folder)
         if self.cap:
             cases = [left_alone(case) for case in cases]
-        if self.passes == "eager":
-            return cases
-        from retoken.bench.decode.passes import GraphPasses
+        from retoken.bench.decode.passes import CompiledPasses, EagerPasses, GraphPasses
 
-        return [replace(case, passes=GraphPasses) for case in cases]
+        kind = {"eager": EagerPasses, "compiled": CompiledPasses, "graph": GraphPasses}[self.passes]
+        return [replace(case, passes=kind) for case in cases]
 
     def _of_preset(self, prompts: list[Prompt], folder: Path) -> list[Case]:
         import torch
@@ -260,12 +260,20 @@ class BenchDecode:
 
         if self.device == "cpu":
             for name, only in (("kernels", self.kernels), ("passes", self.passes)):
-                if only != "eager":
+                if only in ("triton", "graph"):
                     raise ConfigError(f"--{name} is {only} on a CPU; accepted: eager, or --device cuda")
+            self._check_compiled()
+        elif self.passes == "compiled":
+            raise ConfigError("--passes is compiled; accepted with --device cuda: eager, graph")
         elif not torch.cuda.is_available():
             raise ConfigError("--device is cuda, and PyTorch finds no GPU; accepted: cpu")
         elif self.bound or self.cap:
             raise ConfigError("--device is cuda; accepted with --bound and --cap: cpu")
+
+    def _check_compiled(self) -> None:
+        others = [name for name in self.placements if name not in ("device", "host")]
+        if self.passes == "compiled" and others:
+            raise ConfigError(f"--placements has {others[0]}; accepted with --passes compiled: device, host")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import retoken
 from retoken import presets
 from retoken.attach.kernels import KernelsName
 from retoken.bench.decode import records
-from retoken.bench.decode.passes import EagerPasses, Passes
+from retoken.bench.decode.passes import CompiledPasses, EagerPasses, Passes
 from retoken.bench.decode.prompts import Prompt
 from retoken.bench.decode.synchronous import SynchronousRows
 from retoken.config import ModulatorConfig, MoRTConfig, ReTokenConfig
@@ -24,7 +24,7 @@ from retoken.errors import ConfigError
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import PackedFile
 from retoken.serving.source import PlacedRows, PlacedTable
-from retoken.serving.tiers import Homes, MemoryTier, assign
+from retoken.serving.tiers import MemoryTier, assign
 
 VARIANTS: dict[str, ModulatorConfig] = {
     "retoken": ReTokenConfig(),
@@ -63,6 +63,12 @@ class Case:
     def undisturbed(self) -> bool:
         """Whether nothing is done between its passes."""
         return self.between is _nothing
+
+    @property
+    def rounds_otherwise(self) -> bool:
+        """Whether its sums are in another order: of plain operators, or of a compiler's loops over tables."""
+        by_a_compiler = self.passes is CompiledPasses and self.placement == "resident"
+        return by_a_compiler or self.placement.startswith("sync")
 
     @property
     def name(self) -> str:
@@ -119,46 +125,41 @@ class Shelves:
     """One variant's records: the file, and in memory those of the tokens that the bench meets."""
 
     packed: PackedFile
-    homes: Homes
     memory: dict[str, MemoryTier]
 
     @classmethod
     def make(
         cls, folder: Path, name: str, layout: RecordLayout, tokens: Tensor, tiers: Sequence[str]
     ) -> Shelves:
-        """Write the file and fill the tiers in memory."""
+        """Write the file and fill the tiers in memory.
+
+        Raises:
+            ConfigError: the records of the tokens do not fit into memory.
+        """
         path = folder / f"{name}.safetensors"
         records.write(path, layout, tokens)
         filler = PackedFile(path)
-        counts = torch.zeros(layout.vocab_size).index_fill_(0, tokens, 1.0)
-        size = len(tokens) * layout.record_bytes
-        homes = assign(layout, "disk", {"host": size}, counts)
-        makers = {
-            "device": lambda: MemoryTier.on_device(len(tokens), layout.record_bytes, torch.device("cpu")),
-            "host": lambda: MemoryTier.on_host(len(tokens), layout.record_bytes),
-        }
-        memory = {tier: makers[tier]() for tier in tiers}
+        memory = {tier: MemoryTier(records.memory(layout, len(tokens), tier)) for tier in tiers}
         for ids in tokens.split(records.CHUNK):
             found = filler.gather(ids)
             for tier in memory.values():
-                tier.records[homes.slot_V[ids]] = found
+                tier.records[ids] = found
         filler.release()
-        return cls(packed=PackedFile(path), homes=homes, memory=memory)  # no record was read by this one
+        return cls(packed=PackedFile(path), memory=memory)  # no record was read by this one
 
     def source(self, placement: str, dtype: torch.dtype) -> Any:
         """Of the rows, as a placement has them."""
         layout, cpu = self.packed.layout, torch.device("cpu")
         if placement == "sync-host":
-            return SynchronousRows(layout, self.memory["host"].records, self.homes.slot_V, dtype)
+            return SynchronousRows(layout, self.memory["host"].records, dtype)
         if placement == "sync-cold":
-            return SynchronousRows(layout, self.packed.records(), torch.arange(layout.vocab_size), dtype)
-        if placement in self.memory:
-            homes = self.homes._replace(names=(placement, "disk"))
-            tiers = {placement: self.memory[placement], "disk": self.packed}
-            return PlacedRows(layout, tiers, homes, dtype, cpu)
+            return SynchronousRows(layout, self.packed.records(), dtype)
+        where, tier = (
+            ("disk", self.packed) if placement not in self.memory else (placement, self.memory[placement])
+        )
         ahead: Any = {"chosen-cold": "chosen", "none-cold": "none"}.get(placement, "record")
-        homes = assign(layout, "disk", {}, None)
-        return PlacedRows(layout, {"disk": self.packed}, homes, dtype, cpu, prefetch=ahead)
+        homes = assign(layout, where, {}, None)
+        return PlacedRows(layout, {where: tier}, homes, dtype, cpu, prefetch=ahead)
 
 
 def preset_cases(

@@ -49,24 +49,18 @@ class EagerPasses:
         return self.model(input_ids=ids, **options).logits
 
 
-class GraphPasses:
-    """Prompts call the model; a further token replays a CUDA graph of such a pass, captured here."""
+class _InPlacePasses:
+    """A cache of one size, made once, which a compiler or a CUDA graph finds where it was."""
 
     def __init__(self, model: PreTrainedModel, batch: int, room: int) -> None:
-        """Capture.
-
+        """
         Args:
-            model: on a GPU.
+            model: a causal language model.
             batch: B.
             room: tokens of the longest sequence, which keys and values are kept for from the start.
         """
         self.model, self._cache = model, StaticCache(config=model.config, max_cache_len=room)
-        self._ids = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
-        self._position = torch.zeros_like(self._ids)
-        self._captured()
-        source: Any = getattr(getattr(model, "retoken", None), "source", None)
-        stage = None if source is None else source.stage
-        self._stage = stage if stage is not None and stage.gathered_by == "host" else None
+        self._position = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
 
     def first(self, ids: Tensor) -> Tensor:
         """As `Passes`."""
@@ -74,6 +68,38 @@ class GraphPasses:
         position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         self._position.fill_(ids.shape[1] - 1)
         return self._call(ids, position)
+
+    def _call(self, ids: Tensor, position: Tensor) -> Tensor:
+        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
+        return self.model(input_ids=ids, position_ids=position, **options).logits
+
+
+class CompiledPasses(_InPlacePasses):
+    """`torch.compile` reads the model for prompts, all of one size, and for further tokens: a graph each."""
+
+    def __init__(self, model: PreTrainedModel, batch: int, room: int) -> None:
+        """As `_InPlacePasses`; it is compiled with the first pass of each kind."""
+        super().__init__(model, batch, room)
+        options: Any = {"fullgraph": True, "dynamic": False, "isolate_recompiles": True}
+        self.model = torch.compile(model, **options)
+
+    def further(self, ids: Tensor) -> Tensor:
+        """As `Passes`."""
+        self._position += 1
+        return self._call(ids, self._position)
+
+
+class GraphPasses(_InPlacePasses):
+    """Prompts call the model; a further token replays a CUDA graph of such a pass, captured here."""
+
+    def __init__(self, model: PreTrainedModel, batch: int, room: int) -> None:
+        """Capture; the model is on a GPU."""
+        super().__init__(model, batch, room)
+        self._ids = torch.zeros_like(self._position)
+        self._captured()
+        source: Any = getattr(getattr(model, "retoken", None), "source", None)
+        stage = None if source is None else source.stage
+        self._stage = stage if stage is not None and stage.gathered_by == "host" else None
 
     def further(self, ids: Tensor) -> Tensor:
         """As `Passes`; logits are written over by the next."""
@@ -84,10 +110,6 @@ class GraphPasses:
         self._position += 1
         self._graph.replay()
         return self._logits
-
-    def _call(self, ids: Tensor, position: Tensor) -> Tensor:
-        options = {"past_key_values": self._cache, "use_cache": True, "logits_to_keep": 1}
-        return self.model(input_ids=ids, position_ids=position, **options).logits
 
     def _captured(self) -> None:
         side = torch.cuda.Stream()  # of both, so that libraries have their memory for it before the capture

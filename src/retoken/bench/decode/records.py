@@ -1,4 +1,4 @@
-"""A packed file of any size with random rows for the tokens that a bench meets, and holes for all others."""
+"""Tables of any size in a file and in memory: random rows for the tokens a bench meets, holes for others."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import hashlib
 import json
 import mmap
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from retoken.errors import ConfigError
+from retoken.serving.available import available_bytes
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import FORMAT, FORMAT_VERSION, PackedFile, sampled
 
 CHUNK = 64
 ROW_STD = 0.02
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Memory that nothing was written to is not counted against the machine's; Python 3.13 has its number."""
 
 
 def random_records(layout: RecordLayout, ids: Tensor) -> Tensor:
@@ -61,6 +66,30 @@ def write(path: Path, layout: RecordLayout, tokens: Tensor) -> None:
 def _chunks(layout: RecordLayout, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for ids in tokens.split(CHUNK):
         yield ids, random_records(layout, ids)
+
+
+def memory(layout: RecordLayout, count: int, tier: str) -> Tensor:
+    """Records [V, record_bytes] in memory, which takes only what is written to.
+
+    Args:
+        layout: of the records.
+        count: how many will be written.
+        tier: "device": of this process; "host": also of those that it forks.
+
+    Raises:
+        ConfigError: the machine has not that much memory left, or refuses.
+    """
+    needed, free = count * layout.record_bytes, available_bytes()
+    if free is not None and needed > free:
+        raise ConfigError(f"{tier} tier needs {needed} bytes for {count} records; available: {free} bytes")
+    kind = mmap.MAP_PRIVATE if tier == "device" else mmap.MAP_SHARED
+    try:
+        found = mmap.mmap(-1, layout.bytes, flags=kind | mmap.MAP_ANONYMOUS | NO_RESERVE)
+    except OSError as error:
+        raise ConfigError(
+            f"{tier} tier needs {layout.bytes} bytes of address space; refused: {error}"
+        ) from None
+    return torch.frombuffer(found, dtype=torch.uint8).view(layout.vocab_size, layout.record_bytes)
 
 
 def drop_cache(opened: Sequence[PackedFile]) -> None:

@@ -16,10 +16,10 @@ from retoken.serving.layout import RecordLayout
 
 
 class SynchronousRows:
-    """Records [N, record_bytes], in host memory or in a mapped file; rows are fetched when asked (step 1)."""
+    """Records [V, record_bytes], in host memory or in a mapped file; rows are fetched when asked (step 1)."""
 
-    def __init__(self, layout: RecordLayout, records: Tensor, slot_V: Tensor, dtype: torch.dtype) -> None:
-        self.layout, self.records, self.slot_V, self.dtype = layout, records, slot_V, dtype
+    def __init__(self, layout: RecordLayout, records: Tensor, dtype: torch.dtype) -> None:
+        self.layout, self.records, self.dtype = layout, records, dtype
 
     def __deepcopy__(self, memo: Any) -> SynchronousRows:
         """A copy of a model reads the same records."""
@@ -27,7 +27,7 @@ class SynchronousRows:
 
     def fetch(self, ids: Tensor) -> SynchronousFetch:
         """Nothing yet: rows are fetched layer by layer."""
-        return SynchronousFetch(self, self.slot_V[ids])
+        return SynchronousFetch(self, ids)
 
     def prefetch(self, ids: Tensor) -> None:
         """Nothing: the protocol has none."""
@@ -37,24 +37,24 @@ class SynchronousFetch(NamedTuple):
     """One pass."""
 
     source: SynchronousRows
-    slots: Tensor
+    ids: Tensor
     """[B, S]"""
 
     def arrived(self, layer: int) -> SynchronousLayer:
         """What a layer asks."""
-        return SynchronousLayer(self.source, self.slots, layer)
+        return SynchronousLayer(self.source, self.ids, layer)
 
 
 class SynchronousLayer(NamedTuple):
     """One layer of one pass."""
 
     source: SynchronousRows
-    slots: Tensor
+    ids: Tensor
     layer: int
 
     def lookup(self) -> Tensor:
         """The one row of each token: [B, S, D]."""
-        return self._fetch(torch.zeros_like(self.slots).unsqueeze(-1)).squeeze(-2)
+        return self._fetch(torch.zeros_like(self.ids).unsqueeze(-1)).squeeze(-2)
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """Steps 3 to 5: request the chosen rows, fetch them, and mix: [B, S, D] float32 (Eq. 4)."""
@@ -69,10 +69,10 @@ class SynchronousLayer(NamedTuple):
         number, kind = layout.layers.index(self.layer), STORED[layout.rows]
         start, count = number * layout.part_bytes, layout.rows_per_layer
         part = records[:, start : start + count * layout.width * kind.itemsize].view(kind)
-        slots = self.slots.unsqueeze(-1)
-        rows = part.unflatten(1, (count, layout.width))[slots, chosen]
+        ids = self.ids.unsqueeze(-1)
+        rows = part.unflatten(1, (count, layout.width))[ids, chosen]
         if not layout.scale_bytes:
             return rows.to(self.source.dtype)
         scales = records[:, layout.scales_start : layout.scales_start + layout.scale_bytes]
-        own = scales.view(torch.float32).unflatten(1, (-1, count))[slots, number, chosen]
+        own = scales.view(torch.float32).unflatten(1, (-1, count))[ids, number, chosen]
         return dequantize(rows, own, self.source.dtype)
