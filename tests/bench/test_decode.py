@@ -12,7 +12,7 @@ import retoken
 from retoken.bench.decode import cases, prompts, records, turns
 from retoken.bench.decode.bound import serve_within
 from retoken.bench.decode.cap import ROOT
-from retoken.bench.decode.passes import CompiledPasses, EagerPasses, repeatable
+from retoken.bench.decode.passes import EagerPasses, repeatable
 from retoken.cli.main import main
 from retoken.errors import ConfigError, TrainingError
 from retoken.serving.packed import PackedFile
@@ -80,9 +80,11 @@ def test_passes_take_turns_unless_something_is_done_between_them(backbone, some,
 @pytest.mark.parametrize(("variant", "rows"), [("retoken", "float32"), ("mort-3of5", "int8")])
 def test_compiled_passes_read_rows_in_memory_in_one_graph(backbone, some, tmp_path, variant, rows):
     called = _make(backbone, some, tmp_path, ("host",), rows=rows, variants=(variant,))[1]
-    compiled = replace(called, passes=CompiledPasses)
-    found, wanted = (turns.run(case, case.passes_over(some[1]), some[1])[2] for case in (compiled, called))
-    assert torch.allclose(found, wanted, atol=1e-4)
+    _, _, wanted = turns.run(called, called.passes_over(some[1]), some[1])
+    compiled = cases.compiled(called)
+    assert {module.kernels.name for module in retoken.modulators(compiled.model).values()} == {"traced"}
+    _, _, found = turns.run(compiled, compiled.passes_over(some[1]), some[1])
+    assert torch.allclose(found, wanted, atol=1e-4) and not torch.equal(found, wanted)
 
 
 def test_rows_in_memory_take_what_is_written_and_no_more(backbone):

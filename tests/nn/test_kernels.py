@@ -10,7 +10,7 @@ import torch
 import retoken
 from retoken import ops
 from retoken.errors import AttachError, ConfigError
-from retoken.nn.kernels import OPERATORS
+from retoken.nn.kernels import OPERATORS, TRACED
 from retoken.testing import randomize, tiny_model, token_ids
 
 ROOT = Path(__file__).parents[2]
@@ -61,10 +61,18 @@ def test_the_default_is_the_operators_bit_for_bit():
 
 def test_what_cannot_be_used_is_refused():
     model = _attached(retoken.ReTokenConfig())
-    with pytest.raises(ConfigError, match="kernels is 'cuda'; accepted: eager, triton"):
+    with pytest.raises(ConfigError, match="kernels is 'cuda'; accepted: eager, triton, traced"):
         retoken.use_kernels(model, "cuda")
     with pytest.raises(AttachError, match="carries no token-indexed parameters"):
         retoken.use_kernels(tiny_model("llama"), "eager")
+    assert all(module.kernels is OPERATORS for module in retoken.modulators(model).values())
+
+
+def test_traced_ones_are_told_by_name():
+    model = _attached(retoken.MoRTConfig(injection_delay=1))
+    retoken.use_kernels(model, "traced")
+    assert all(module.kernels is TRACED for module in retoken.modulators(model).values())
+    retoken.use_kernels(model, "eager")
     assert all(module.kernels is OPERATORS for module in retoken.modulators(model).values())
 
 

@@ -12,11 +12,11 @@ from retoken.config import MoRTConfig
 from retoken.errors import ConfigError
 from retoken.nn import Modulator, ModulatorStack
 from retoken.nn.folded import FoldedMoRT, FoldedReToken
-from retoken.nn.kernels import OPERATORS
+from retoken.nn.kernels import OPERATORS, TRACED, Kernels
 from retoken.nn.triton import TRITON
 from retoken.ops.triton.launch import FLOATS, MAX_WIDTH, has_triton
 
-KernelsName = Literal["eager", "triton"]
+KernelsName = Literal["eager", "triton", "traced"]
 MODULATORS = (Modulator, FoldedReToken, FoldedMoRT)
 
 
@@ -28,7 +28,8 @@ def use_kernels(model: nn.Module, kernels: KernelsName) -> None:
         kernels: "eager", what every model starts with: the plain operators, and the compiled passes of the
             CPU where no gradient is asked for. "triton": the Triton kernels, for a GPU. A MoRT residual that
             lands in a later layer (`injection_delay`) is made by the plain operators either way: the kernel
-            makes and adds it in one.
+            makes and adds it in one. "traced": for inference with `torch.compile`, MoRT's choice without a
+            sort or a product, which a compiler puts into the loops around it.
 
     Raises:
         AttachError: nothing is attached.
@@ -42,7 +43,8 @@ def use_kernels(model: nn.Module, kernels: KernelsName) -> None:
         raise ConfigError(f"kernels is {kernels!r} for {stack.config.type}; accepted for: retoken, mort")
     if kernels == "triton":
         _check_triton(stack)
-    chosen = TRITON if kernels == "triton" and not _delays(stack) else OPERATORS
+    named: dict[str, Kernels] = {"eager": OPERATORS, "triton": TRITON, "traced": TRACED}
+    chosen = OPERATORS if kernels == "triton" and _delays(stack) else named[kernels]
     for module in stack.modules():
         if isinstance(module, MODULATORS):
             module.kernels = chosen

@@ -142,15 +142,17 @@ class BenchDecode:
 
     def _cases(self, prompts: list[Prompt], folder: Path) -> list[Case]:
         from retoken import presets
-        from retoken.bench.decode.cases import left_alone
+        from retoken.bench.decode.cases import compiled, left_alone
+        from retoken.bench.decode.passes import GraphPasses
 
         cases = self._of_preset(prompts, folder) if self.model in presets.names() else self._trained(folder)
         if self.cap:
             cases = [left_alone(case) for case in cases]
-        from retoken.bench.decode.passes import CompiledPasses, EagerPasses, GraphPasses
-
-        kind = {"eager": EagerPasses, "compiled": CompiledPasses, "graph": GraphPasses}[self.passes]
-        return [replace(case, passes=kind) for case in cases]
+        if self.passes == "compiled":
+            return [compiled(case) for case in cases]
+        if self.passes == "graph":
+            return [replace(case, passes=GraphPasses) for case in cases]
+        return cases
 
     def _of_preset(self, prompts: list[Prompt], folder: Path) -> list[Case]:
         import torch

@@ -212,6 +212,13 @@ def left_alone(case: Case) -> Case:
     return replace(case, prepare=lambda ids: None, between=_nothing)
 
 
+def compiled(case: Case) -> Case:
+    """The same, read by `torch.compile`, with modulators that compute as it can fuse."""
+    if case.variant != BASELINE:
+        retoken.use_kernels(case.model, "traced")
+    return replace(case, passes=CompiledPasses)
+
+
 def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: Path) -> list[Case]:
     """A trained model's plain backbone, the model as it is ("resident"), and its placements.
 
