@@ -2,9 +2,12 @@
 
     retoken train cpu-s --variant retoken --data STORE --out RETOKEN
     retoken train cpu-s --variant mort --data STORE --out MORT
-    python studies/inference/equality.py --data STORE --runs RETOKEN MORT --work WORK
+    ... --variant mort --mort.router-input block_input --tokens 409600 --out EARLY
+    ... --variant mort --mort.injection-delay 1 --tokens 409600 --out DELAYED
+    python studies/inference/equality.py --data STORE --runs RETOKEN MORT EARLY DELAYED --work WORK
 
-Greedy tokens and the logits behind each, of the model with its rows placed, against the resident model's.
+Greedy tokens and the logits behind each, of the model with its rows placed, against the resident model's; of
+int8 rows, against the model that reads them from memory as records.
 """
 
 from __future__ import annotations
@@ -26,27 +29,29 @@ from retoken.serving.reader import TensorReader, layout_of
 
 TABLE = Path(__file__).with_name("equality.csv")
 PROMPTS, LENGTH, NEW = 200, 48, 16
-BATCHES = (1, 8)
+BATCHES = (1, 8, 16)
 PLACES = ("device", "host", "disk", "cascade")
 AHEAD = ("record", "chosen", "none")
 
 
-def placed(model: PreTrainedModel, place: str, ahead: str, counts: Path, folder: Path) -> PreTrainedModel:
-    """A twin of the model with its rows in a placement."""
-    model, path = twin(model), folder / "rows.safetensors"
-    options: dict = {"prefetch": ahead}
+def placed(
+    model: PreTrainedModel, place: str, ahead: str, rows: str, counts: Path, folder: Path
+) -> PreTrainedModel:
+    """A twin of the model with its rows in a placement, as records of a type."""
+    model, path = twin(model), folder / f"{rows}.safetensors"
+    options: dict = {"prefetch": ahead, "rows": rows}
     if place == "cascade":
-        record = layout(model).record_bytes
-        options |= {"budget": {"device": 500 * record, "host": 1500 * record}, "counts": counts}
+        size = layout(model, rows).record_bytes
+        options |= {"budget": {"device": 500 * size, "host": 1500 * size}, "counts": counts}
     tier = "disk" if place == "cascade" else place
     retoken.place(model, tier, path=path if tier == "disk" else None, **options)
     return model
 
 
-def layout(model: PreTrainedModel) -> RecordLayout:
+def layout(model: PreTrainedModel, rows: str) -> RecordLayout:
     """Of its records."""
     tables = {i: part.table.weight for i, part in retoken.modulators(model).items()}
-    return layout_of(TensorReader(tables, False))
+    return layout_of(TensorReader(tables, False), rows)
 
 
 @torch.inference_mode()
@@ -98,27 +103,37 @@ def main() -> None:
         writer.writerows(lines)
 
 
+def cases() -> list[tuple[str, str, str]]:
+    """(row type, placement, prefetch); the first of int8 is what its others are compared with."""
+    found = [("float32", place, "record") for place in ("device", "host")]
+    found += [("float32", place, ahead) for place in ("disk", "cascade") for ahead in AHEAD]
+    return found + [("int8", place, "record") for place in PLACES]
+
+
 def compare(model: PreTrainedModel, prompts: Tensor, folder: Path, counts: Path) -> list[dict]:
     """One line a placement, prefetch and batch size: how many prompts have the same tokens and logits."""
-    kind, lines = model.config.retoken["modulator"]["type"], []
+    lines = []
     for batch in BATCHES:
-        tokens, digests = answers(model, prompts, batch)
-        for place in PLACES:
-            for ahead in AHEAD if place in ("disk", "cascade") else ("record",):
-                other = placed(model, place, ahead, counts, folder)
-                own, own_digests = answers(other, prompts, batch)
-                line = {
-                    "modulator": kind,
-                    "placement": place,
-                    "prefetch": ahead,
-                    "batch": batch,
-                    "prompts": len(prompts),
-                    "same_tokens": int((own == tokens).all(1).sum()),
-                    "same_logits": int((own_digests == digests).all(1).sum()),
-                }
+        wanted = {"float32": answers(model, prompts, batch)}
+        for rows, place, ahead in cases():
+            found = answers(placed(model, place, ahead, rows, counts, folder), prompts, batch)
+            same = [
+                (a == b).all(1).sum().item()
+                for a, b in zip(found, wanted.setdefault(rows, found), strict=True)
+            ]
+            line = {"modulator": name_of(model), "rows": rows, "placement": place, "prefetch": ahead}
+            line |= {"batch": batch, "prompts": len(prompts), "same_tokens": same[0], "same_logits": same[1]}
+            if found is not wanted[rows]:
                 print(line, flush=True)
                 lines.append(line)
     return lines
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """retoken, mort, or mort with what it has of its own."""
+    config = model.config.retoken["modulator"]
+    early = config.get("router_input") == "block_input"
+    return config["type"] + " early" * early + " delayed" * bool(config.get("injection_delay"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -49,6 +50,27 @@ def test_it_is_a_safetensors_file_of_one_aligned_tensor(packed):
     assert {k: (v.dtype, v.shape[0]) for k, v in tensors.items()} == {"retoken.rows": (torch.uint8, VOCAB)}
     first = 8 + int.from_bytes(packed.read_bytes()[:8], "little")
     assert first % 4096 == 0 and tensors["retoken.rows"].shape[1] % 64 == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells")
+def test_processes_share_its_pages(tmp_path, python):
+    path, sizes = tmp_path / "rows", {"vocab_size": 1024, "width": 1024}
+    layout = RecordLayout(**sizes, layers=(0,), rows_per_token=None, rows="float32")
+    records.write(path, layout, torch.arange(1024))
+    here = PackedFile(path)
+    here.gather(torch.arange(1024))
+    code = f"""
+import re, torch
+from retoken.serving import PackedFile
+file = PackedFile({str(path)!r})
+file.gather(torch.arange(1024))
+own = open("/proc/self/smaps").read().split({str(path)!r})[1]
+print(*(re.search(name + r":\\s+(\\d+) kB", own)[1] for name in ("Rss", "Pss")))
+"""
+    resident, proportional = (int(word) for word in python("-c", code).stdout.split())
+    assert resident >= layout.bytes >> 10
+    assert proportional < 0.6 * resident, "each has its own"
+    here.release()
 
 
 def test_nothing_is_left_of_a_file_that_failed(tmp_path):

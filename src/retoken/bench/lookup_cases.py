@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from retoken import ops
 from retoken.bench.lookup_room import DEPTH, EPS, Contender, States, Table
 from retoken.ops import Routing, fused, naive
-from retoken.ops.quantize import LARGEST, STORED, dequantize
+from retoken.ops.quantize import LARGEST
+from retoken.serving.stored import StoredRows
 
 Build = Callable[[Table, States], list[Contender]]
+Call = Callable[[Tensor], Any]
 Wanted = Mapping[str, Callable[[Tensor], Any]]
 """{what is done: of ids [T], its result in float64}."""
 OURS, COMPILED = "fused", "torch.compile"
@@ -24,7 +26,7 @@ def contenders(table: Table, states: States, *, compiled: bool) -> list[Contende
     """Ours first. With `compiled`, torch.compile's version of what is named "eager" as well."""
     found = BUILDS[table.setting.operation](table, states)
     eager = next((each for each in found if each.name == "eager"), None)
-    if not compiled or eager is None or table.setting.rows in LARGEST:
+    if not compiled or eager is None:
         return found
     torch.compiler.reset()
     return [*found, Contender(name=COMPILED, call=torch.compile(eager.call, dynamic=False))]
@@ -76,8 +78,13 @@ def _gather(table: Table, states: States) -> list[Contender]:
 
 
 def _gate(table: Table, states: States) -> list[Contender]:
-    m, s, gain, weight = states.increment_TD, states.scale_D, states.gain, table.memory
-    rows = rows_of(table)
+    m, s, gain, rows, given = (
+        states.increment_TD,
+        states.scale_D,
+        states.gain,
+        rows_of(table),
+        given_to(table),
+    )
 
     def ours(ids: Tensor) -> Tensor:
         return fused.Gate(table.near(ids), s, gain, EPS)(m)
@@ -86,16 +93,14 @@ def _gate(table: Table, states: States) -> list[Contender]:
         return ops.gate(m, rows(ids), s, gain, EPS)
 
     def plain(ids: Tensor) -> Tensor:
-        return naive.retoken_increment(m, naive.retoken_gate(weight, s, ids, "rms", EPS))
+        E, x = given(ids)
+        return naive.retoken_increment(m, naive.retoken_gate(E, s, x, "rms", EPS)).to(m.dtype)
 
-    found = [Contender(name=OURS, call=ours), Contender(name="eager", call=eager)]
-    if table.setting.rows not in LARGEST:
-        found.append(Contender(name="naive", call=plain))
-    return [*found, Contender(name="gather alone", call=rows, does="gather")]
+    return [*_three(ours, eager, plain), Contender(name="gather alone", call=rows, does="gather")]
 
 
 def _folded(table: Table, states: States) -> list[Contender]:
-    m, rows = states.increment_TD, rows_of(table)
+    m, rows, given = states.increment_TD, rows_of(table), given_to(table)
 
     def ours(ids: Tensor) -> Tensor:
         return fused.Gate(table.near(ids), None, 1.0, 0.0)(m)
@@ -103,11 +108,15 @@ def _folded(table: Table, states: States) -> list[Contender]:
     def eager(ids: Tensor) -> Tensor:
         return (m.float() * (1 + rows(ids).float())).to(m.dtype)
 
-    return [Contender(name=OURS, call=ours), Contender(name="eager", call=eager)]
+    def plain(ids: Tensor) -> Tensor:
+        P, x = given(ids)  # less 1, as folded tables are kept
+        return naive.retoken_increment(m, 1 + P[x]).to(m.dtype)
+
+    return _three(ours, eager, plain)
 
 
 def _mix(table: Table, states: States) -> list[Contender]:
-    m, s, gain, weight = states.increment_TD, states.scale_D, states.mixed_gain, table.memory
+    m, s, gain, given = states.increment_TD, states.scale_D, states.mixed_gain, given_to(table)
     chosen, weights, mixture = states.routing.chosen_TK, states.routing.weights_TK, mixture_of(table, states)
     routed = fused.Routed.of(states.routing)
 
@@ -118,14 +127,16 @@ def _mix(table: Table, states: States) -> list[Contender]:
         return (m.float() + ops.residual(mixture(ids), s, gain, EPS)).to(m.dtype)
 
     def plain(ids: Tensor) -> Tensor:
-        mixed = naive.mort_mix(weight, ids, chosen, weights)
+        mixed = naive.mort_mix(*given(ids), chosen, weights)
         return (m + naive.mort_residual(mixed, s, DEPTH, "rms", EPS)).to(m.dtype)
 
-    found = [Contender(name=OURS, call=ours), Contender(name="eager", call=eager)]
+    found = _three(ours, eager, plain)
     if table.setting.rows in LARGEST:
         return found
-    bag = Contender(name="F.embedding_bag, mixture alone", call=_bag(table, states), does="mixture")
-    return [*found, Contender(name="naive", call=plain), bag]
+    return [
+        *found,
+        Contender(name="F.embedding_bag, mixture alone", call=_bag(table, states), does="mixture"),
+    ]
 
 
 def _bag(table: Table, states: States) -> Callable[[Tensor], Tensor]:
@@ -141,9 +152,18 @@ def _bag(table: Table, states: States) -> Callable[[Tensor], Tensor]:
 
 def _route(table: Table, states: States) -> list[Contender]:
     h, r, top_k = states.hidden_TD, states.router_ED, table.setting.top_k
+
+    def plain(_: Tensor) -> Routing:
+        g = naive.mort_logits(h, r.T)
+        return Routing(g, *naive.mort_weights(g, top_k))
+
+    return _three(lambda _: fused.Route(r, top_k)(h).routing, lambda _: ops.route(h, r, top_k), plain)
+
+
+def _three(ours: Call, eager: Call, plain: Call) -> list[Contender]:
+    """The fused kernel, the operators that it stands for, and the equations as written."""
     return [
-        Contender(name=OURS, call=lambda _: fused.Route(r, top_k)(h).routing),
-        Contender(name="eager", call=lambda _: ops.route(h, r, top_k)),
+        Contender(name=name, call=call) for name, call in ((OURS, ours), ("eager", eager), ("naive", plain))
     ]
 
 
@@ -155,7 +175,8 @@ def rows_of(table: Table) -> Callable[[Tensor], Tensor]:
     """Eager: of ids [T], a ReToken table's rows [T, D], decoded where they are short."""
     if table.setting.rows not in LARGEST:
         return lambda ids: F.embedding(ids, table.memory)
-    return lambda ids: table.layout.decode(table.memory[ids], 0, torch.float32)
+    rows, scales = table.layout.views(table.memory, 0)
+    return lambda ids: StoredRows(ids, rows, scales).lookup()
 
 
 def mixture_of(table: Table, states: States) -> Callable[[Tensor], Tensor]:
@@ -164,20 +185,13 @@ def mixture_of(table: Table, states: States) -> Callable[[Tensor], Tensor]:
     if setting.rows not in LARGEST:
         flat = table.memory.flatten(0, -2)
         return lambda ids: ops.mix_rows(flat, ids.unsqueeze(-1) * setting.experts + chosen, weights)
-    numbers, scales = _parts(table)
-
-    def mixture(ids: Tensor) -> Tensor:
-        at = ids.unsqueeze(-1)
-        rows = dequantize(numbers[at, chosen].view(STORED[setting.rows]), scales[at, chosen], torch.float32)
-        return (rows * weights.unsqueeze(-1)).sum(-2)
-
-    return mixture
+    rows, scales = table.layout.views(table.memory, 0)
+    return lambda ids: StoredRows(ids, rows, scales).mix(chosen, weights)
 
 
-def _parts(table: Table) -> tuple[Tensor, Tensor]:
-    """Views of records: numbers [V, E, D] uint8, scales [V, E] float32."""
-    setting, start = table.setting, table.layout.scales_start
-    numbers = table.memory[:, : setting.experts * setting.width].unflatten(
-        1, (setting.experts, setting.width)
-    )
-    return numbers, table.memory[:, start : start + 4 * setting.experts].view(torch.float32)
+def given_to(table: Table) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Of ids [T], what the equations take: a table and numbers of its rows; short rows are decoded before."""
+    if table.setting.rows not in LARGEST:
+        return lambda ids: (table.memory, ids)
+    rows, scales = table.layout.views(table.memory, 0)
+    return lambda ids: (StoredRows(ids, rows, scales).lookup(), torch.arange(len(ids)))

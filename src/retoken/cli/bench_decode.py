@@ -273,9 +273,16 @@ class BenchDecode:
             raise ConfigError("--device is cuda; accepted with --bound and --cap: cpu")
 
     def _check_compiled(self) -> None:
+        from retoken.train.compiled import COMPILERS, has_compiler
+
+        if self.passes != "compiled":
+            return
         others = [name for name in self.placements if name not in ("device", "host")]
-        if self.passes == "compiled" and others:
+        if others:
             raise ConfigError(f"--placements has {others[0]}; accepted with --passes compiled: device, host")
+        if not has_compiler():
+            names = ", ".join(COMPILERS)
+            raise ConfigError(f"--passes is compiled without a C++ compiler ({names}); accepted here: eager")
 
 
 @contextmanager

@@ -33,13 +33,18 @@ def compile_for(config: TrainConfig, model: nn.Module, counts: Counts) -> Callab
     device = next(model.parameters()).device.type
     if config.compile == "off" or (config.compile == "auto" and not pays(config, counts, device)):
         return model
-    if device == "cpu" and not any(shutil.which(name) for name in COMPILERS):
+    if device == "cpu" and not has_compiler():
         if config.compile == "auto":
             return model
         raise ConfigError(
             f"compile is 'on' without a C++ compiler ({', '.join(COMPILERS)}); accepted here: off, auto"
         )
     return cast(Callable[..., Any], torch.compile(model))
+
+
+def has_compiler() -> bool:
+    """Whether there is what torch.compile makes a CPU's code with."""
+    return any(shutil.which(name) for name in COMPILERS)
 
 
 def pays(config: TrainConfig, counts: Counts, device: str) -> bool:

@@ -24,7 +24,7 @@ from retoken.errors import ConfigError
 from retoken.serving.layout import RecordLayout
 from retoken.serving.packed import PackedFile
 from retoken.serving.source import PlacedRows, PlacedTable
-from retoken.serving.tiers import MemoryTier, assign
+from retoken.serving.tiers import MemoryTier, Tier, assign
 
 VARIANTS: dict[str, ModulatorConfig] = {
     "retoken": ReTokenConfig(),
@@ -34,6 +34,8 @@ VARIANTS: dict[str, ModulatorConfig] = {
     "mort-2of4-delayed": MoRTConfig(num_modulators=4, top_k=2, injection_delay=1),
 }
 BASELINE = "baseline"
+IN_MEMORY = {"device": "device", "host": "host", "host-direct": "host", "sync-host": "host"}
+"""Which tier placements have that no file is read for."""
 
 
 def _nothing() -> None:
@@ -151,12 +153,11 @@ class Shelves:
         """Of the rows, as a placement has them."""
         layout, cpu = self.packed.layout, torch.device("cpu")
         if placement == "sync-host":
-            return SynchronousRows(layout, self.memory["host"].records, dtype)
+            return SynchronousRows.of_records(layout, self.memory["host"].records, dtype)
         if placement == "sync-cold":
-            return SynchronousRows(layout, self.packed.records(), dtype)
-        where, tier = (
-            ("disk", self.packed) if placement not in self.memory else (placement, self.memory[placement])
-        )
+            return SynchronousRows.of_records(layout, self.packed.records(), dtype)
+        where = placement if placement in self.memory else "disk"
+        tier: Tier = self.memory.get(placement, self.packed)
         ahead: Any = {"chosen-cold": "chosen", "none-cold": "none"}.get(placement, "record")
         homes = assign(layout, where, {}, None)
         return PlacedRows(layout, {where: tier}, homes, dtype, cpu, prefetch=ahead)
@@ -223,8 +224,8 @@ def trained_cases(model: PreTrainedModel, placements: Sequence[str], *, folder: 
     """A trained model's plain backbone, the model as it is ("resident"), and its placements.
 
     Raises:
-        ConfigError: the paper's protocol is asked for, which has random rows on a CPU only; or a device's own
-            gather, which the system does not allow.
+        ConfigError: the paper's protocol is asked for on a GPU; or a device's own gather, which the system
+            does not allow.
     """
     plain = Case(variant=BASELINE, placement="", model=retoken.detach(twin(model)))
     return [plain, *_placed_cases(model, "trained", placements, folder)]
@@ -256,14 +257,14 @@ def _placed_cases(
     model: PreTrainedModel, variant: str, placements: Sequence[str], folder: Path
 ) -> list[Case]:
     for placement in placements:
-        if placement.startswith("sync"):
-            raise ConfigError(f"--placements has {placement}; accepted with whole tables: all but sync-*")
+        if placement.startswith("sync") and model.device.type != "cpu":
+            raise ConfigError(f"--placements has {placement} on a GPU; accepted there: all but sync-*")
     path, opened = folder / f"{variant}.safetensors", []
     cases = [Case(variant=variant, placement="resident", model=model)]
     for placement in placements:
         placed = twin(model)
         first, _, how = placement.partition("-")
-        tier: Any = first if first in ("device", "host") else "disk"
+        tier: Any = IN_MEMORY.get(placement, "disk")
         ahead: Any = first if first in ("chosen", "none") else "record"
         at = path if tier == "disk" else None
         by: Any = "device" if how == "direct" else "host"
@@ -273,11 +274,19 @@ def _placed_cases(
             raise ConfigError(
                 f"--placements has {placement}, and no GPU may read host memory; accepted: host"
             )
-        source: Any = placed.retoken.source  # pyright: ignore
-        packed = source.packed if tier == "disk" else None
+        stack: Any = placed.retoken
+        packed = stack.source.packed if tier == "disk" else None
         opened += [packed] if packed is not None else []
+        if first == "sync":
+            stack.source = _synchronous(stack.source)
         cases.append(_case(variant, placement, placed, packed, opened))
     return cases
+
+
+def _synchronous(source: PlacedRows) -> SynchronousRows:
+    """The same records by the paper's protocol."""
+    views: Any = {layer: source.views(layer) for layer in source.layout.layers}
+    return SynchronousRows(source.layout, views, source.dtype)
 
 
 def _row_type(model: PreTrainedModel) -> str:

@@ -6,20 +6,29 @@ computes with plain operators.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from retoken.ops.quantize import STORED, dequantize
+from retoken.ops.quantize import dequantize
 from retoken.serving.layout import RecordLayout
+
+Views = Mapping[int, tuple[Tensor, Tensor | None]]
+"""{layer: its part of all records}, as `RecordLayout.views`."""
 
 
 class SynchronousRows:
-    """Records [V, record_bytes], in host memory or in a mapped file; rows are fetched when asked (step 1)."""
+    """Records in host memory or in a mapped file; rows are fetched when asked (step 1)."""
 
-    def __init__(self, layout: RecordLayout, records: Tensor, dtype: torch.dtype) -> None:
-        self.layout, self.records, self.dtype = layout, records, dtype
+    def __init__(self, layout: RecordLayout, views: Views, dtype: torch.dtype) -> None:
+        self.layout, self.views, self.dtype = layout, views, dtype
+
+    @classmethod
+    def of_records(cls, layout: RecordLayout, records: Tensor, dtype: torch.dtype) -> SynchronousRows:
+        """Of records [V, record_bytes]."""
+        return cls(layout, {layer: layout.views(records, layer) for layer in layout.layers}, dtype)
 
     def __deepcopy__(self, memo: Any) -> SynchronousRows:
         """A copy of a model reads the same records."""
@@ -54,25 +63,17 @@ class SynchronousLayer(NamedTuple):
 
     def lookup(self) -> Tensor:
         """The one row of each token: [B, S, D]."""
-        return self._fetch(torch.zeros_like(self.ids).unsqueeze(-1)).squeeze(-2)
+        return self._fetch(self.ids)
 
     def mix(self, chosen: Tensor, weights: Tensor) -> Tensor:
         """Steps 3 to 5: request the chosen rows, fetch them, and mix: [B, S, D] float32 (Eq. 4)."""
-        return (self._fetch(chosen).float() * weights.unsqueeze(-1)).sum(-2)
+        rows = self._fetch((self.ids.unsqueeze(-1), chosen))
+        return (rows.float() * weights.unsqueeze(-1)).sum(-2)
 
     def near(self) -> None:
         """Rows are not read in place."""
 
-    def _fetch(self, chosen: Tensor) -> Tensor:
-        """Rows [B, S, K, D]."""
-        layout, records = self.source.layout, self.source.records
-        number, kind = layout.layers.index(self.layer), STORED[layout.rows]
-        start, count = number * layout.part_bytes, layout.rows_per_layer
-        part = records[:, start : start + count * layout.width * kind.itemsize].view(kind)
-        ids = self.ids.unsqueeze(-1)
-        rows = part.unflatten(1, (count, layout.width))[ids, chosen]
-        if not layout.scale_bytes:
-            return rows.to(self.source.dtype)
-        scales = records[:, layout.scales_start : layout.scales_start + layout.scale_bytes]
-        own = scales.view(torch.float32).unflatten(1, (-1, count))[ids, number, chosen]
-        return dequantize(rows, own, self.source.dtype)
+    def _fetch(self, at: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """Rows [..., D] of tokens, or of tokens and the modulators chosen."""
+        rows, scales = self.source.views[self.layer]
+        return dequantize(rows[at], None if scales is None else scales[at], self.source.dtype)
