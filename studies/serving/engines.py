@@ -34,13 +34,13 @@ HERE = Path(__file__).parent
 KINDS = ("first", "further")
 
 
-def engine_of(folder: str, placement: list[str], more: dict[str, Any]) -> LLM:
-    """vLLM's engine in this process; `more`: its options besides."""
+def engine_of(folder: str, placement: list[str]) -> LLM:
+    """vLLM's engine in this process."""
     options: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 32, "dtype": "bfloat16"}
     options["enable_prefix_caching"] = False  # prompts come again, and are to be read again
     if placement:
         options["additional_config"] = {"retoken": json.loads(placement[0])}
-    return LLM(model=folder, **options, **more)
+    return LLM(model=folder, **options)
 
 
 def packed(module: Any) -> list[Any]:
@@ -126,7 +126,6 @@ def main() -> None:
     )
     parser.add_argument("--folder", action="append", required=True, help="label=folder[={placement}]")
     parser.add_argument("--text", type=Path, required=True, help='lines of {"prompt": …}')
-    parser.add_argument("--options", type=json.loads, default={}, help="of all engines, JSON")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--turns", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=16)
@@ -136,7 +135,7 @@ def main() -> None:
     engines: dict[str, LLM] = {}
     for spec in asked.folder:
         label, folder, *placement = spec.split("=", 2)
-        engines[label] = engine_of(folder, placement, asked.options)
+        engines[label] = engine_of(folder, placement)
         print(label, "is up", flush=True)
     one_copy(engines)
     rows = measure(engines, prompts, asked)

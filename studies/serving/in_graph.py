@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -110,12 +109,10 @@ class Chain(nn.Module):
         return hidden + residual
 
 
-def passes_of(
-    weights: list[Weights], config: Any, in_graph: bool, positions: int, options: dict[str, Any]
-) -> Callable[..., Tensor]:
-    """(states, ids) -> states, compiled with these options of Inductor's."""
+def passes_of(weights: list[Weights], config: Any, in_graph: bool, positions: int) -> Callable[..., Tensor]:
+    """(states, ids) -> states, compiled."""
     chain = Chain(weights)
-    compiled: Any = torch.compile(chain, fullgraph=True, dynamic=False, options=options)
+    compiled: Any = torch.compile(chain, fullgraph=True, dynamic=False)
     if config is None:
         return lambda states, ids: compiled(states)
     modules = {n: build_modulator(config, ROWS, WIDTH, LAYERS, None, torch.bfloat16) for n in range(LAYERS)}
@@ -129,12 +126,10 @@ def passes_of(
     return lambda states, ids: (passes.begin(ids), compiled(states))[1]
 
 
-def measure(
-    weights: list[Weights], positions: int, turns: int, options: dict[str, Any]
-) -> list[dict[str, object]]:
+def measure(weights: list[Weights], positions: int, turns: int) -> list[dict[str, object]]:
     """Turns over all variants; the first ones warm up."""
     torch._dynamo.reset()
-    made = {name: passes_of(weights, *variant, positions, options) for name, variant in VARIANTS.items()}
+    made = {name: passes_of(weights, *variant, positions) for name, variant in VARIANTS.items()}
     states, rows = torch.randn(positions, WIDTH, dtype=torch.bfloat16), []
     for turn in range(-3, turns):
         names = list(made) if turn % 2 else list(made)[::-1]
@@ -175,7 +170,6 @@ def main() -> None:
     )
     parser.add_argument("--positions", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--turns", type=int, default=200)
-    parser.add_argument("--options", type=json.loads, default={}, help="of Inductor, JSON")
     parser.add_argument("--out", type=Path, default=HERE / "in_graph.csv")
     asked = parser.parse_args()
     torch.manual_seed(0)
@@ -183,7 +177,7 @@ def main() -> None:
     weights, rows = [Weights() for _ in range(LAYERS)], []
     with torch.inference_mode(), override_forward_context(SimpleNamespace(additional_kwargs={})):  # pyright: ignore
         for positions in asked.positions:
-            rows += measure(weights, positions, asked.turns, asked.options)
+            rows += measure(weights, positions, asked.turns)
     with asked.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
