@@ -12,7 +12,7 @@ import torch
 
 from retoken.bench import fbgemm_lookup, lookup, lookup_cases, lookup_gemma, lookup_peer, lookup_turns
 from retoken.bench.lookup_ids import Stream, fresh, stream, text
-from retoken.bench.lookup_room import Contender, Setting, States, Table
+from retoken.bench.lookup_room import LAYERS, Contender, Setting, States, Table
 from retoken.bench.lookup_turns import Case, LookupTurn
 from retoken.cli.bench_lookup import losses
 from retoken.cli.main import main
@@ -122,7 +122,7 @@ def test_gemma_s_modules_do_what_is_said(rows, shape):
     found = lookup_gemma.contenders(table, states, gemma)
     ours, theirs, projected = found
     lookup.check(found, lookup_gemma.wanted(table, states, gemma), torch.arange(T), setting)
-    assert ours.layers == 1 and theirs.layers == projected.layers == 2
+    assert ours.layers == LAYERS and theirs.layers == projected.layers == 2
     assert not torch.equal(theirs.call(torch.arange(T)), projected.call(torch.arange(T)))
 
 

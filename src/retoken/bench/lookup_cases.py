@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retoken import ops
-from retoken.bench.lookup_room import DEPTH, EPS, Contender, States, Table
+from retoken.bench.lookup_room import DEPTH, EPS, LAYERS, Contender, States, Table
 from retoken.ops import Routing, fused, naive
+from retoken.ops.fused import Near
 from retoken.ops.quantize import LARGEST
 from retoken.serving.stored import StoredRows
 
 Build = Callable[[Table, States], list[Contender]]
 Call = Callable[[Tensor], Any]
+Layer = Callable[[fused.Room], Any]
+"""What a layer does in the room of a pass."""
 Wanted = Mapping[str, Callable[[Tensor], Any]]
 """{what is done: of ids [T], its result in float64}."""
 OURS, COMPILED = "fused", "torch.compile"
@@ -67,27 +71,23 @@ def _gather(table: Table, states: States) -> list[Contender]:
     choice = Routing(nothing, torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1))
     first = fused.Routed.of(choice)
 
-    def ours(ids: Tensor) -> Tensor:
-        return fused.Mix(table.near(ids), None, 1.0, 0.0)(nothing, first)
+    def layer(near: Near) -> Layer:
+        mix = fused.Mix(near, None, 1.0, 0.0)
+        return lambda room: mix(nothing, first, room)
 
     return [
-        Contender(name=OURS, call=ours),
+        in_a_pass(table, layer),
         Contender(name="F.embedding", call=lambda ids: F.embedding(ids, weight)),
         Contender(name="index_select", call=lambda ids: weight.index_select(0, ids)),
     ]
 
 
 def _gate(table: Table, states: States) -> list[Contender]:
-    m, s, gain, rows, given = (
-        states.increment_TD,
-        states.scale_D,
-        states.gain,
-        rows_of(table),
-        given_to(table),
-    )
+    m, s, gain = states.increment_TD, states.scale_D, states.gain
+    rows, given = rows_of(table), given_to(table)
 
-    def ours(ids: Tensor) -> Tensor:
-        return fused.Gate(table.near(ids), s, gain, EPS)(m)
+    def layer(near: Near) -> Layer:
+        return functools.partial(fused.Gate(near, s, gain, EPS), m)
 
     def eager(ids: Tensor) -> Tensor:
         return ops.gate(m, rows(ids), s, gain, EPS)
@@ -96,14 +96,18 @@ def _gate(table: Table, states: States) -> list[Contender]:
         E, x = given(ids)
         return naive.retoken_increment(m, naive.retoken_gate(E, s, x, "rms", EPS)).to(m.dtype)
 
-    return [*_three(ours, eager, plain), Contender(name="gather alone", call=rows, does="gather")]
+    return [
+        in_a_pass(table, layer),
+        *_two(eager, plain),
+        Contender(name="gather alone", call=rows, does="gather"),
+    ]
 
 
 def _folded(table: Table, states: States) -> list[Contender]:
     m, rows, given = states.increment_TD, rows_of(table), given_to(table)
 
-    def ours(ids: Tensor) -> Tensor:
-        return fused.Gate(table.near(ids), None, 1.0, 0.0)(m)
+    def layer(near: Near) -> Layer:
+        return functools.partial(fused.Gate(near, None, 1.0, 0.0), m)
 
     def eager(ids: Tensor) -> Tensor:
         return (m.float() * (1 + rows(ids).float())).to(m.dtype)
@@ -112,7 +116,7 @@ def _folded(table: Table, states: States) -> list[Contender]:
         P, x = given(ids)  # less 1, as folded tables are kept
         return naive.retoken_increment(m, 1 + P[x]).to(m.dtype)
 
-    return _three(ours, eager, plain)
+    return [in_a_pass(table, layer), *_two(eager, plain)]
 
 
 def _mix(table: Table, states: States) -> list[Contender]:
@@ -120,8 +124,9 @@ def _mix(table: Table, states: States) -> list[Contender]:
     chosen, weights, mixture = states.routing.chosen_TK, states.routing.weights_TK, mixture_of(table, states)
     routed = fused.Routed.of(states.routing)
 
-    def ours(ids: Tensor) -> Tensor:
-        return fused.Mix(table.near(ids), s, gain, EPS)(m, routed)
+    def layer(near: Near) -> Layer:
+        mix = fused.Mix(near, s, gain, EPS)
+        return lambda room: mix(m, routed, room)
 
     def eager(ids: Tensor) -> Tensor:
         return (m.float() + ops.residual(mixture(ids), s, gain, EPS)).to(m.dtype)
@@ -130,7 +135,7 @@ def _mix(table: Table, states: States) -> list[Contender]:
         mixed = naive.mort_mix(*given(ids), chosen, weights)
         return (m + naive.mort_residual(mixed, s, DEPTH, "rms", EPS)).to(m.dtype)
 
-    found = _three(ours, eager, plain)
+    found = [in_a_pass(table, layer), *_two(eager, plain)]
     if table.setting.rows in LARGEST:
         return found
     return [
@@ -157,14 +162,34 @@ def _route(table: Table, states: States) -> list[Contender]:
         g = naive.mort_logits(h, r.T)
         return Routing(g, *naive.mort_weights(g, top_k))
 
-    return _three(lambda _: fused.Route(r, top_k)(h).routing, lambda _: ops.route(h, r, top_k), plain)
+    def layer(_: Near) -> Layer:
+        choose = fused.Route(r, top_k)
+        return lambda room: choose(h, room).routing
+
+    return [in_a_pass(table, layer), *_two(lambda _: ops.route(h, r, top_k), plain)]
 
 
-def _three(ours: Call, eager: Call, plain: Call) -> list[Contender]:
-    """The fused kernel, the operators that it stands for, and the equations as written."""
-    return [
-        Contender(name=name, call=call) for name, call in ((OURS, ours), ("eager", eager), ("naive", plain))
-    ]
+def in_a_pass(table: Table, layer: Callable[[Near], Layer]) -> Contender:
+    """What a layer's kernels do in a forward pass: made ready before it, with what a pass makes once for all.
+
+    Args:
+        table: the rows.
+        layer: from where a layer's rows lie, what it does in a pass's room.
+    """
+    acts = [layer(table.near(number)) for number in range(LAYERS)]
+
+    def call(ids: Tensor) -> Any:
+        room, found = fused.Room(ids.shape, table.setting.width, fused.Places.of(ids), LAYERS), None
+        for act in acts:
+            found = act(room)
+        return found
+
+    return Contender(name=OURS, call=call, layers=LAYERS)
+
+
+def _two(eager: Call, plain: Call) -> list[Contender]:
+    """The operators that a kernel stands for, and the equations as written."""
+    return [Contender(name="eager", call=eager), Contender(name="naive", call=plain)]
 
 
 BUILDS: dict[str, Build] = {"gather": _gather, "gate": _gate, "folded": _folded, "mix": _mix, "route": _route}

@@ -9,13 +9,16 @@ rows are mixed with a projection of the token's embedding. AltUp's other streams
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from retoken.bench.lookup_cases import in_a_pass
 from retoken.bench.lookup_room import BLOCK, DEPTH, EPS, Contender, Setting, States, Table, drawn
 from retoken.ops import fused, naive
+from retoken.ops.fused import Near
 from retoken.ops.quantize import STORED
 
 LAYERS, PLE = 8, 256
@@ -86,7 +89,7 @@ def contenders(table: Table, states: States, gemma: Any) -> list[Contender]:
 
     size = PLE * STORED[setting.rows].itemsize
     return [
-        Contender(name="fused", call=_ours(table, states)),
+        _ours(table, states),
         Contender(
             name="Gemma 3n PLE",
             call=lambda ids: lookup(ids, False),
@@ -104,17 +107,18 @@ def contenders(table: Table, states: States, gemma: Any) -> list[Contender]:
     ]
 
 
-def _ours(table: Table, states: States) -> Any:
+def _ours(table: Table, states: States) -> Contender:
     m, h, s, r = states.increment_TD, states.hidden_TD, states.scale_D, states.router_ED
     top_k = table.setting.top_k
 
-    def gate(ids: Tensor) -> Tensor:
-        return fused.Gate(table.near(ids), s, states.gain, EPS)(m)
+    def gate(near: Near) -> Any:
+        return functools.partial(fused.Gate(near, s, states.gain, EPS), m)
 
-    def routed(ids: Tensor) -> Tensor:
-        return fused.Mix(table.near(ids), s, states.mixed_gain, EPS)(m, fused.Route(r, top_k)(h))
+    def routed(near: Near) -> Any:
+        choose, mix = fused.Route(r, top_k), fused.Mix(near, s, states.mixed_gain, EPS)
+        return lambda room: mix(m, choose(h, room), room)
 
-    return gate if table.setting.experts == 1 else routed
+    return in_a_pass(table, gate if table.setting.experts == 1 else routed)
 
 
 def wanted(table: Table, states: States, gemma: Any) -> dict[str, Any]:

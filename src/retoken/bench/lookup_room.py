@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retoken.ops import Routing
-from retoken.ops.fused import KINDS, Near, near_table
+from retoken.ops.fused import KINDS, Near
 from retoken.ops.norm import norm_gain
 from retoken.ops.quantize import LARGEST, STORED, RowType
 from retoken.serving.layout import RecordLayout
@@ -20,6 +20,8 @@ EPS, DEPTH = 1e-6, 12
 """Of Norm, and N_l of Eq. 5."""
 BLOCK = 1024
 """Tokens whose rows are drawn; the table repeats them, at other addresses."""
+LAYERS = 28
+"""Of a pass by the kernels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,19 +93,18 @@ class Table:
         )
         narrow = setting.rows in LARGEST
         stored = self.layout.encode({0: block}) if narrow else block.to(STORED[setting.rows])
-        times = -(-vocab // len(stored))
-        self.memory = stored.repeat(times, *[1] * (stored.dim() - 1))[:vocab]
-        """[V, ...] rows, or records [V, bytes] uint8."""
+        times = -(-vocab // len(stored)) + LAYERS
+        self.memory = stored.repeat(times, *[1] * (stored.dim() - 1))
+        """[at least V, ...] rows, or records [at least V, bytes] uint8."""
+        self._block = len(stored)
 
-    def near(self, ids: Tensor) -> Near:
-        """For the kernels."""
-        if self.setting.rows not in LARGEST:
-            found = near_table(self.memory, ids)
-            assert found is not None
-            return found
-        kind = STORED[self.setting.rows]
-        where = (self.memory.data_ptr(), self.layout.record_bytes, len(self.memory), ids, KINDS[kind])
-        return Near(*where, self.setting.width * kind.itemsize, self.layout.scales_start, self.memory)
+    def near(self, layer: int) -> Near:
+        """For the kernels, of a layer: the same rows at other addresses, so that no layer warms another's."""
+        kind, scales = STORED[self.setting.rows], self.layout.scales_start
+        stride, row_bytes = self.memory[0].nbytes, self.setting.width * kind.itemsize
+        base = self.memory.data_ptr() + layer * self._block * stride
+        where = (base, stride, self.setting.vocab_size, torch.empty(0, dtype=torch.int64), KINDS[kind])
+        return Near(*where, row_bytes, scales if self.setting.rows in LARGEST else 0, self.memory)
 
     def wide(self, ids: Tensor) -> Tensor:
         """[T, D] or [T, E, D] float64."""
