@@ -53,7 +53,7 @@ def table() -> list[str]:
             own, last = loss[preset, factor], std[preset, factor]
             cells = [
                 *(preset, NAMES[factor], ", ".join(f"{own[seed]:.3f}" for seed in sorted(own))),
-                *(_less(own, loss[preset, base], base == factor) for base in ("baseline", "with")),
+                *(_less(own, loss[preset, base], factor in ("baseline", base)) for base in ("baseline", "with")),
                 f"{statistics.fmean(last[max(last)]):.2f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -61,14 +61,14 @@ def table() -> list[str]:
 
 
 def _less(own: dict[int, float], base: dict[int, float], same: bool) -> str:
-    return "-" if same else plus_minus([own[seed] - base[seed] for seed in sorted(own)])
+    return "-" if same or not base else plus_minus([own[seed] - base[seed] for seed in sorted(own)])
 
 
 def draw() -> None:
     """The residual stream's standard deviation in the course of training, a line a seed."""
     std = stds()
-    figure, axes = plt.subplots(1, len(PRESETS), figsize=(8, 3.2), layout="constrained")
-    for axis, preset in zip(axes, PRESETS, strict=True):
+    figure, axes = plt.subplots(1, len(PRESETS), figsize=(5, 3.2), layout="constrained", squeeze=False)
+    for axis, preset in zip(axes[0], PRESETS, strict=True):
         for factor in VARIANTS:
             steps = sorted(std[preset, factor])
             values = list(zip(*(std[preset, factor][step] for step in steps), strict=True))
@@ -76,8 +76,8 @@ def draw() -> None:
                 axis.plot(steps, seed, color=COLOURS[factor], label=NAMES[factor] if not number else None)
         axis.set(title=f"{preset}, {PRESETS[preset]} layers", xlabel="step", ylim=0)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("std of the residual stream")
-    axes[0].legend(frameon=False)
+    axes[0, 0].set_ylabel("std of the residual stream")
+    axes[0, 0].legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.66))
     plt.rcParams["svg.hashsalt"] = "factor"
     figure.savefig(HERE / "factor.svg", metadata={"Date": None})
 

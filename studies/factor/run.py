@@ -31,7 +31,7 @@ from retoken.train.result import TrainResult
 HERE = Path(__file__).parent
 TABLE, STDS = HERE / "runs.csv", HERE / "stds.csv"
 MEASURED = ("val_loss", "val_bits_per_byte", "tokens", "backbone_params", "table_params", "train_seconds")
-PRESETS = {"cpu-xs": 3, "llama-96x6": 6}
+PRESETS = {"cpu-xs": 3}
 """Backbones, and their layers."""
 STORE, SEEDS, VARIANTS = "default-4k", (0, 1, 2), ("baseline", "with", "without")
 
