@@ -53,7 +53,7 @@ def table() -> list[str]:
             own, last = loss[preset, factor], std[preset, factor]
             cells = [
                 *(preset, NAMES[factor], ", ".join(f"{own[seed]:.3f}" for seed in sorted(own))),
-                *(_less(own, loss[preset, base], factor in ("baseline", base)) for base in ("baseline", "with")),
+                *(_less(own, loss[preset, base], factor in (base, "baseline")) for base in VARIANTS[:2]),
                 f"{statistics.fmean(last[max(last)]):.2f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
@@ -61,7 +61,7 @@ def table() -> list[str]:
 
 
 def _less(own: dict[int, float], base: dict[int, float], same: bool) -> str:
-    return "-" if same or not base else plus_minus([own[seed] - base[seed] for seed in sorted(own)])
+    return "-" if same else plus_minus([own[seed] - base[seed] for seed in sorted(own)])
 
 
 def draw() -> None:
