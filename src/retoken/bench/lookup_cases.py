@@ -200,7 +200,7 @@ def rows_of(table: Table) -> Callable[[Tensor], Tensor]:
     """Eager: of ids [T], a ReToken table's rows [T, D], decoded where they are short."""
     if table.setting.rows not in LARGEST:
         return lambda ids: F.embedding(ids, table.memory)
-    rows, scales = table.layout.views(table.memory, 0)
+    rows, scales = table.views
     return lambda ids: StoredRows(ids, rows, scales).lookup()
 
 
@@ -210,7 +210,7 @@ def mixture_of(table: Table, states: States) -> Callable[[Tensor], Tensor]:
     if setting.rows not in LARGEST:
         flat = table.memory.flatten(0, -2)
         return lambda ids: ops.mix_rows(flat, ids.unsqueeze(-1) * setting.experts + chosen, weights)
-    rows, scales = table.layout.views(table.memory, 0)
+    rows, scales = table.views
     return lambda ids: StoredRows(ids, rows, scales).mix(chosen, weights)
 
 
@@ -218,5 +218,5 @@ def given_to(table: Table) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Of ids [T], what the equations take: a table and numbers of its rows; short rows are decoded before."""
     if table.setting.rows not in LARGEST:
         return lambda ids: (table.memory, ids)
-    rows, scales = table.layout.views(table.memory, 0)
+    rows, scales = table.views
     return lambda ids: (StoredRows(ids, rows, scales).lookup(), torch.arange(len(ids)))

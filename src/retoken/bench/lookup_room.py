@@ -14,6 +14,7 @@ from retoken.ops.fused import KINDS, Near
 from retoken.ops.norm import norm_gain
 from retoken.ops.quantize import LARGEST, STORED, RowType
 from retoken.serving.layout import RecordLayout
+from retoken.serving.stored import StoredRows
 
 Operation = Literal["gather", "gate", "folded", "mix", "route", "gemma"]
 EPS, DEPTH = 1e-6, 12
@@ -96,6 +97,8 @@ class Table:
         times = -(-vocab // len(stored)) + LAYERS
         self.memory = stored.repeat(times, *[1] * (stored.dim() - 1))
         """[at least V, ...] rows, or records [at least V, bytes] uint8."""
+        self.views = self.layout.views(self.memory, 0) if narrow else (self.memory, None)
+        """Rows [at least V, ...] as stored, and their scales where they have any."""
         self._block = len(stored)
 
     def near(self, layer: int) -> Near:
@@ -108,8 +111,7 @@ class Table:
 
     def wide(self, ids: Tensor) -> Tensor:
         """[T, D] or [T, E, D] float64."""
-        rows = self.memory[ids]
-        return (self.layout.decode(rows, 0, torch.float32) if self.setting.rows in LARGEST else rows).double()
+        return StoredRows(ids, *self.views).lookup().double()
 
 
 class States:

@@ -152,15 +152,12 @@ class Shelves:
     def source(self, placement: str, dtype: torch.dtype) -> Any:
         """Of the rows, as a placement has them."""
         layout, cpu = self.packed.layout, torch.device("cpu")
-        if placement == "sync-host":
-            return SynchronousRows.of_records(layout, self.memory["host"].records, dtype)
-        if placement == "sync-cold":
-            return SynchronousRows.of_records(layout, self.packed.records(), dtype)
-        where = placement if placement in self.memory else "disk"
-        tier: Tier = self.memory.get(placement, self.packed)
+        where = IN_MEMORY.get(placement, "disk")
+        tier: Tier = self.memory.get(where, self.packed)
         ahead: Any = {"chosen-cold": "chosen", "none-cold": "none"}.get(placement, "record")
         homes = assign(layout, where, {}, None)
-        return PlacedRows(layout, {where: tier}, homes, dtype, cpu, prefetch=ahead)
+        source = PlacedRows(layout, {where: tier}, homes, dtype, cpu, prefetch=ahead)
+        return _synchronous(source) if placement.startswith("sync") else source
 
 
 def preset_cases(

@@ -25,11 +25,6 @@ class SynchronousRows:
     def __init__(self, layout: RecordLayout, views: Views, dtype: torch.dtype) -> None:
         self.layout, self.views, self.dtype = layout, views, dtype
 
-    @classmethod
-    def of_records(cls, layout: RecordLayout, records: Tensor, dtype: torch.dtype) -> SynchronousRows:
-        """Of records [V, record_bytes]."""
-        return cls(layout, {layer: layout.views(records, layer) for layer in layout.layers}, dtype)
-
     def __deepcopy__(self, memo: Any) -> SynchronousRows:
         """A copy of a model reads the same records."""
         return self
